@@ -1,0 +1,27 @@
+"""The specification of every operation, in NumPy: short, slow, and right in any precision. Read these first."""
+
+from llmpy.kernels.reference.attention import attention_backward, attention_decode, attention_forward
+from llmpy.kernels.reference.classifier import classifier_backward, classifier_forward
+from llmpy.kernels.reference.embedding import embedding_backward, embedding_forward
+from llmpy.kernels.reference.gelu import gelu_backward, gelu_forward
+from llmpy.kernels.reference.layernorm import layernorm_backward, layernorm_forward
+from llmpy.kernels.reference.linear import linear_backward, linear_forward
+from llmpy.kernels.reference.optimizer import adamw, global_norm
+
+__all__ = [
+    "adamw",
+    "attention_backward",
+    "attention_decode",
+    "attention_forward",
+    "classifier_backward",
+    "classifier_forward",
+    "embedding_backward",
+    "embedding_forward",
+    "gelu_backward",
+    "gelu_forward",
+    "global_norm",
+    "layernorm_backward",
+    "layernorm_forward",
+    "linear_backward",
+    "linear_forward",
+]

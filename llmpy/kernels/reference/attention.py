@@ -1,0 +1,56 @@
+"""Causal self-attention with grouped queries: y = softmax(q k^T / sqrt(hs), past and present only) v.
+
+Backward needs only the log-sum-exp of each row of scores, not the T x T matrix (Dao et al. 2022, FlashAttention). NH query heads share
+NKV key/value heads in runs of NH / NKV (Ainslie et al. 2023); NH = NKV is ordinary multi-head attention.
+"""
+
+import numpy as np
+
+
+def _by_head(x, heads):
+    """[B, T, n, hs] -> [B, heads, T, hs], each of the n heads repeated for the heads that share it."""
+    return np.repeat(x, heads // x.shape[2], axis=2).transpose(0, 2, 1, 3)
+
+
+def _scores(q, k):
+    """q, k [B, NH, T, hs] -> q k^T / sqrt(hs) [B, NH, T, T], minus infinity above the diagonal."""
+    T, hs = q.shape[2:]
+    return np.where(np.tri(T, dtype=bool), q @ k.transpose(0, 1, 3, 2) / np.sqrt(hs).astype(q.dtype), -np.inf)
+
+
+def attention_forward(y, lse, q, k, v):
+    """q [B, T, NH, hs], k and v [B, T, NKV, hs] -> y [B, T, NH, hs], and lse [B, NH, T] for the backward pass."""
+    NH = q.shape[2]
+    scores = _scores(_by_head(q, NH), _by_head(k, NH))
+    top = scores.max(-1)
+    lse[:] = top + np.log(np.exp(scores - top[..., None]).sum(-1))
+    y[:] = (np.exp(scores - lse[..., None]) @ _by_head(v, NH)).transpose(0, 2, 1, 3)
+
+
+def attention_backward(dq, dk, dv, dy, q, k, v, y, lse):
+    """dy [B, T, NH, hs] -> dq [B, T, NH, hs], dk and dv [B, T, NKV, hs]; they may be q, k and v themselves."""
+    B, T, NH, hs = q.shape
+    NKV = k.shape[2]
+    scale = 1 / np.sqrt(hs).astype(q.dtype)
+    q_, k_, v_, dy_ = _by_head(q, NH), _by_head(k, NH), _by_head(v, NH), _by_head(dy, NH)
+    att = np.exp(_scores(q_, k_) - lse[..., None])
+    mean = (dy * y).sum(-1).transpose(0, 2, 1)[..., None]  # [B, NH, T, 1]: the sum over keys of att * datt
+    dscores = att * (dy_ @ v_.transpose(0, 1, 3, 2) - mean) * scale
+
+    def back(x):  # [B, NH, T, hs] -> [B, T, NKV, hs], summed over the query heads that share one
+        return x.reshape(B, NKV, NH // NKV, T, hs).sum(2).transpose(0, 2, 1, 3)
+
+    new_dv, new_dk = back(att.transpose(0, 1, 3, 2) @ dy_), back(dscores.transpose(0, 1, 3, 2) @ q_)
+    dq[:] = (dscores @ k_).transpose(0, 2, 1, 3)
+    dk[:], dv[:] = new_dk, new_dv
+
+
+def attention_decode(y, q, k_cache, v_cache, positions):
+    """q [S, NH, hs] of the newest tokens, caches [S, T, NKV, hs], positions [S] -> y [S, NH, hs] over keys 0..position."""
+    S, NH, hs = q.shape
+    group = NH // k_cache.shape[2]
+    for s in range(S):
+        keys, values = (np.repeat(c[s, : positions[s] + 1], group, axis=1) for c in (k_cache, v_cache))  # [t, NH, hs]
+        scores = np.einsum("hd,thd->ht", q[s], keys) / np.sqrt(hs).astype(q.dtype)
+        att = np.exp(scores - scores.max(-1, keepdims=True))
+        y[s] = np.einsum("ht,thd->hd", att / att.sum(-1, keepdims=True), values)

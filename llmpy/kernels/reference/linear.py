@@ -1,0 +1,31 @@
+"""The linear layer, y = x w^T + b, with what is fused to its ends: a residual, or the GELU before or after it."""
+
+from llmpy.kernels.reference.gelu import gelu_backward, gelu_forward
+
+
+def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):
+    """x [N, C], w [OC, C], b [OC] -> y [N, OC]; plus `residual` [N, OC]; or its GELU, the product itself kept in `pre_gelu`."""
+    product = x @ w.T
+    if b is not None:
+        product += b
+    if residual is not None:
+        product += residual
+    if pre_gelu is None:
+        y[:] = product
+    else:
+        pre_gelu[:] = product
+        gelu_forward(y, pre_gelu)
+
+
+def linear_backward(dx, dw, db, dy, x, w, pre_gelu=None, accumulate=True):
+    """dy [N, OC], x [N, C], w [OC, C] -> dx [N, C]; dw [OC, C] is added to (or written), db [OC] added to.
+
+    dx may be x itself, or None; with `pre_gelu` [N, C], where x = gelu(pre_gelu), dx is the gradient of pre_gelu.
+    """
+    dw[:] = dw * accumulate + dy.T @ x
+    if db is not None:
+        db += dy.sum(0)
+    if dx is not None:
+        dx[:] = dy @ w
+        if pre_gelu is not None:
+            gelu_backward(dx, dx, pre_gelu)

@@ -1,0 +1,208 @@
+"""GPT-2 (Radford et al. 2019) and GPT-3 shapes: forward and backward, on one page, over the kernel contract.
+
+    residual = wte[token] + wpe[position]
+    for every layer:
+        residual += attproj(attention(qkv(layernorm(residual))))
+        residual += fcproj(gelu(fc(layernorm(residual))))
+    logits = layernorm(residual) @ wte.T
+
+What backward needs is kept by forward: the residual stream before each half of a block, qkv, the attention's output, and the MLP's
+hidden layer before and after GELU. LayerNorm's outputs are not kept: making them again costs a thousandth of a step. Gradients of
+activations are written over the activations they belong to, so that backward needs next to no memory of its own.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from llmpy import kernels
+from llmpy.config import GPT2Config
+from llmpy.errors import UserError
+from llmpy.memory import MemoryPlan
+from llmpy.parameters import Parameters, gpt2_table, initialize, total_size
+
+LOGITS_ROWS = 256  # rows of logits that exist at a time
+
+
+def plan_parameters(config: GPT2Config, training: bool) -> MemoryPlan:
+    """Parameters, and for training their gradients and AdamW's two moments."""
+    plan, size = MemoryPlan(), total_size(gpt2_table(config))
+    plan.add("parameters", "parameters", size)
+    if training:
+        plan.add("gradients", "gradients", size)
+        plan.add("optimizer", "m", size)
+        plan.add("optimizer", "v", size)
+    return plan
+
+
+def plan_activations(plan: MemoryPlan, config: GPT2Config, B: int, T: int, recompute: int) -> None:
+    """Add what a forward and backward pass over B sequences of T tokens needs. `recompute`: see GPT2."""
+    L, C, NH, N = config.layers, config.channels, config.heads, B * T
+    kept = 1 if recompute == 2 else L
+    plan.add("activations", "residual", L + 1, N, C)  # before each block, and after the last
+    plan.add("activations", "residual_mid", kept, N, C)  # between a block's two halves
+    plan.add("activations", "qkv", kept, B, T, 3, NH, C // NH)
+    plan.add("activations", "att", kept, N, C)
+    plan.add("activations", "lse", kept, B, NH, T)
+    plan.add("activations", "fch", kept, N, 4 * C)
+    plan.add("activations", "fch_gelu", L if recompute == 0 else 1, N, 4 * C)
+    plan.add("activations", "ln", N, C)
+    plan.add("activations", "ln_mean", N)
+    plan.add("activations", "ln_rstd", N)
+    plan.add("activations", "dresidual", N, C)
+    plan.add("activations", "datt", N, C)
+    plan.add("activations", "losses", N)
+    plan.add("logits", "logits", min(N, LOGITS_ROWS), config.vocab_size)
+
+
+class _Kept(NamedTuple):
+    """Of one layer: mid [N, C]; qkv [N, 3C], and q, k, v [B, T, NH, hs] as views of it; att [N, C]; lse [B, NH, T]; fch, fch_gelu [N, 4C]."""
+
+    mid: np.ndarray
+    qkv: np.ndarray
+    q: np.ndarray
+    k: np.ndarray
+    v: np.ndarray
+    att: np.ndarray
+    lse: np.ndarray
+    fch: np.ndarray
+    fch_gelu: np.ndarray
+
+
+class GPT2:
+    """A GPT-2 with its parameters and, where B and T are given, all that training it takes.
+
+    `recompute` trades time for memory: 0 keeps all that backward reads (but for LayerNorm's outputs, see above); 1 makes GELU's
+    output again; 2 keeps the residual stream alone and runs each block's forward pass a second time.
+    """
+
+    def __init__(
+        self, config: GPT2Config, backend: str = "cpu", batch_size: int | None = None, sequence_length: int | None = None, recompute: int = 0
+    ) -> None:
+        self.config, self.kernels = config, kernels.load(backend)
+        B, T = batch_size, sequence_length or config.context
+        if T > config.context:
+            raise UserError(f"a sequence length of {T} is more than the model's context of {config.context}: lower it")
+        if recompute not in (0, 1, 2):
+            raise UserError(f"recompute is 0, 1 or 2, not {recompute}")
+        self.batch_size, self.sequence_length, self.recompute = B, T, recompute
+        self.memory = plan_parameters(config, training=B is not None)
+        if B is not None:
+            plan_activations(self.memory, config, B, T, recompute)
+        self.arrays = self.memory.take()
+        table = gpt2_table(config)
+        self.parameters = Parameters(table, self.arrays["parameters"])
+        if B is not None:
+            self.gradients = Parameters(table, self.arrays["gradients"])
+
+    def initialize(self, seed: int = 42) -> GPT2:
+        """Initial values as GPT-2 draws them, number for number those of PyTorch for this seed."""
+        initialize(self.parameters, seed)
+        return self
+
+    # ---- forward and backward through one block ---------------------------------------------------------------------------
+
+    def _kept(self, layer: int) -> _Kept:
+        """What forward keeps of a layer; a buffer that holds one layer is shared by all of them."""
+        a = self.arrays
+        mid, qkv, att, lse, fch, fch_gelu = (
+            a[name][layer % len(a[name])] for name in ("residual_mid", "qkv", "att", "lse", "fch", "fch_gelu")
+        )
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        return _Kept(mid, qkv.reshape(len(mid), -1), q, k, v, att, lse, fch, fch_gelu)
+
+    def _block_forward(self, layer: int) -> None:
+        """residual[layer] -> residual[layer + 1]"""
+        p, K, a, kept = self.parameters, self.kernels, self.arrays, self._kept(layer)
+        x, mid, y = a["residual"][layer], kept.mid, a["residual"][layer + 1]
+        ln, mean, rstd = a["ln"], a["ln_mean"], a["ln_rstd"]
+
+        K.layernorm_forward(ln, mean, rstd, x, p.ln1w[layer], p.ln1b[layer])
+        K.linear_forward(kept.qkv, ln, p.qkvw[layer], p.qkvb[layer])
+        K.attention_forward(kept.att.reshape(kept.q.shape), kept.lse, kept.q, kept.k, kept.v)
+        K.linear_forward(mid, kept.att, p.attprojw[layer], p.attprojb[layer], residual=x)
+
+        K.layernorm_forward(ln, mean, rstd, mid, p.ln2w[layer], p.ln2b[layer])
+        K.linear_forward(kept.fch_gelu, ln, p.fcw[layer], p.fcb[layer], pre_gelu=kept.fch)
+        K.linear_forward(y, kept.fch_gelu, p.fcprojw[layer], p.fcprojb[layer], residual=mid)
+
+    def _block_backward(self, layer: int, accumulate: bool) -> None:
+        """dresidual, the gradient by residual[layer + 1], becomes the one by residual[layer]."""
+        p, g, K, a, kept = self.parameters, self.gradients, self.kernels, self.arrays, self._kept(layer)
+        x, mid, dresidual = a["residual"][layer], kept.mid, a["dresidual"]
+        ln, mean, rstd = a["ln"], a["ln_mean"], a["ln_rstd"]
+        if self.recompute == 1:
+            K.gelu_forward(kept.fch_gelu, kept.fch)
+        elif self.recompute == 2:
+            self._block_forward(layer)
+
+        dfch = kept.fch_gelu  # from here on in the same memory: x and dx of a linear layer may share it
+        K.linear_backward(
+            dfch, g.fcprojw[layer], g.fcprojb[layer], dresidual, kept.fch_gelu, p.fcprojw[layer], kept.fch, accumulate=accumulate
+        )
+        K.layernorm_forward(ln, mean, rstd, mid, p.ln2w[layer], p.ln2b[layer])
+        K.linear_backward(ln, g.fcw[layer], g.fcb[layer], dfch, ln, p.fcw[layer], accumulate=accumulate)
+        K.layernorm_backward(dresidual, g.ln2w[layer], g.ln2b[layer], ln, mid, p.ln2w[layer], mean, rstd)
+
+        heads = kept.q.shape
+        K.linear_backward(a["datt"], g.attprojw[layer], g.attprojb[layer], dresidual, kept.att, p.attprojw[layer], accumulate=accumulate)
+        K.attention_backward(
+            kept.q, kept.k, kept.v, a["datt"].reshape(heads), kept.q, kept.k, kept.v, kept.att.reshape(heads), kept.lse
+        )
+        dqkv = kept.qkv
+        K.layernorm_forward(ln, mean, rstd, x, p.ln1w[layer], p.ln1b[layer])
+        K.linear_backward(ln, g.qkvw[layer], g.qkvb[layer], dqkv, ln, p.qkvw[layer], accumulate=accumulate)
+        K.layernorm_backward(dresidual, g.ln1w[layer], g.ln1b[layer], ln, x, p.ln1w[layer], mean, rstd)
+
+    # ---- the whole model --------------------------------------------------------------------------------------------------
+
+    def forward(self, tokens: np.ndarray) -> np.ndarray:
+        """tokens int32 [B, T] -> the normalised last residual [B*T, C], of which the head makes logits."""
+        K, a, p, L = self.kernels, self.arrays, self.parameters, self.config.layers
+        self._check(tokens)
+        K.embedding_forward(a["residual"][0].reshape(*tokens.shape, -1), tokens, p.wte, p.wpe)
+        for layer in range(L):
+            self._block_forward(layer)
+        K.layernorm_forward(a["ln"], a["ln_mean"], a["ln_rstd"], a["residual"][L], p.lnfw, p.lnfb)
+        return a["ln"]
+
+    def loss(self, tokens: np.ndarray, targets: np.ndarray) -> float:
+        """tokens, targets int32 [B, T] -> the mean cross-entropy in nats."""
+        x, losses = self.forward(tokens), self.arrays["losses"]
+        self.kernels.classifier_forward(losses, x, self._head(), targets.reshape(-1), self.arrays["logits"])
+        return float(losses.mean(dtype=np.float64))
+
+    def loss_and_gradients(self, tokens: np.ndarray, targets: np.ndarray, micro_steps: int = 1, accumulate: bool = False) -> float:
+        """As `loss`, and the gradients of loss / micro_steps, written to `self.gradients` or, with `accumulate`, added to them."""
+        K, a, p, g, L = self.kernels, self.arrays, self.parameters, self.gradients, self.config.layers
+        V = self.config.vocab_size
+        if not accumulate:
+            for spec, view in g.items():  # what linear_backward and the head do not write
+                if spec.name == "wpe" or not spec.decay:
+                    view.fill(0)
+        x, losses, dx = self.forward(tokens), a["losses"], a["datt"]
+        scale = 1 / (tokens.size * micro_steps)
+        K.classifier_backward(losses, dx, g.wte[:V], x, self._head(), targets.reshape(-1), scale, a["logits"], accumulate=accumulate)
+        a["dresidual"].fill(0)
+        K.layernorm_backward(a["dresidual"], g.lnfw, g.lnfb, dx, a["residual"][L], p.lnfw, a["ln_mean"], a["ln_rstd"])
+        for layer in reversed(range(L)):
+            self._block_backward(layer, accumulate)
+        K.embedding_backward(g.wte, g.wpe, a["dresidual"].reshape(*tokens.shape, -1), tokens)
+        return float(losses.mean(dtype=np.float64))
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """tokens int32 [B, T] -> logits [B, T, V], a new array: for tests and evaluation of small batches."""
+        x = self.forward(tokens)
+        logits = np.empty((len(x), self.config.vocab_size), np.float32)
+        self.kernels.linear_forward(logits, x, self._head())
+        return logits.reshape(*tokens.shape, -1)
+
+    def _head(self) -> np.ndarray:
+        """The head is the token embedding (weights tied), without its padding: [V, C]."""
+        return self.parameters.wte[: self.config.vocab_size]
+
+    def _check(self, tokens: np.ndarray) -> None:
+        if tokens.shape != (self.batch_size, self.sequence_length):
+            raise ValueError(f"tokens are {tokens.shape}, the model was made for {(self.batch_size, self.sequence_length)}")

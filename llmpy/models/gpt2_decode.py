@@ -1,0 +1,83 @@
+"""GPT-2 at inference: the keys and values of past tokens are kept, so that a new token costs one pass over the weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmpy import kernels
+from llmpy.config import GPT2Config
+from llmpy.memory import MemoryPlan
+from llmpy.parameters import Parameters
+
+
+class GPT2Decoder:
+    """S sequences of at most `context` tokens, decoded side by side. Buffers are taken once."""
+
+    def __init__(self, config: GPT2Config, parameters: Parameters, backend: str = "cpu", sequences: int = 1) -> None:
+        self.config, self.parameters, self.kernels, self.sequences = config, parameters, kernels.load(backend), sequences
+        L, S, T, C, NH = config.layers, sequences, config.context, config.channels, config.heads
+        self.memory = plan = MemoryPlan()
+        for name in ("keys", "values"):
+            plan.add("key-value cache", name, L, S, T, NH, C // NH)
+        rows = S * T
+        for name, width in (("x", C), ("ln", C), ("qkv", 3 * C), ("att", C), ("fch", 4 * C), ("fch_gelu", 4 * C)):
+            plan.add("activations", name, rows, width)
+        plan.add("activations", "mean", rows)
+        plan.add("activations", "rstd", rows)
+        plan.add("activations", "lse", S * NH * T)
+        plan.add("logits", "logits", S, config.vocab_size)
+        self.arrays = plan.take()
+
+    def prefill(self, tokens: np.ndarray) -> np.ndarray:
+        """tokens int32 [S, T], from position 0 on -> logits [S, V] after the last of them; the cache is begun anew."""
+        S, T = tokens.shape
+        heads = (S, T, self.config.heads, self.config.head_size)
+        lse = self.arrays["lse"][: S * self.config.heads * T].reshape(S, self.config.heads, T)
+
+        def attend(layer: int, qkv: np.ndarray, y: np.ndarray) -> None:
+            q, k, v = (part.reshape(heads) for part in np.split(qkv.reshape(S, T, -1), 3, axis=-1))
+            self.arrays["keys"][layer, :S, :T], self.arrays["values"][layer, :S, :T] = k, v
+            self.kernels.attention_forward(y.reshape(heads), lse, q, k, v)
+
+        x = self.arrays["x"][: S * T]
+        self.kernels.embedding_forward(x.reshape(S, T, -1), tokens, self.parameters.wte, self.parameters.wpe)
+        return self._logits(self._blocks(x, attend).reshape(S, T, -1)[:, -1])
+
+    def decode(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        """The token int32 [S] at `position` of each sequence -> logits [S, V] for the next one."""
+        S = len(tokens)
+        heads = (S, self.config.heads, self.config.head_size)
+        positions = np.full(S, position, np.int32)
+
+        def attend(layer: int, qkv: np.ndarray, y: np.ndarray) -> None:
+            q, k, v = (part.reshape(heads) for part in np.split(qkv, 3, axis=-1))
+            keys, values = self.arrays["keys"][layer, :S], self.arrays["values"][layer, :S]
+            keys[:, position], values[:, position] = k, v
+            self.kernels.attention_decode(y.reshape(heads), np.ascontiguousarray(q), keys, values, positions)
+
+        x = self.arrays["x"][:S]
+        self.kernels.embedding_forward(x.reshape(S, 1, -1), tokens.reshape(S, 1), self.parameters.wte, self.parameters.wpe, position)
+        return self._logits(self._blocks(x, attend))
+
+    def _blocks(self, x, attend):
+        """Every block over the rows x [N, C], in place; `attend(layer, qkv, y)` is the attention -> the normalised result."""
+        p, K, rows = self.parameters, self.kernels, len(x)
+        ln, qkv, att, fch, fch_gelu, mean, rstd = (
+            self.arrays[name][:rows] for name in ("ln", "qkv", "att", "fch", "fch_gelu", "mean", "rstd")
+        )
+        for layer in range(self.config.layers):
+            K.layernorm_forward(ln, mean, rstd, x, p.ln1w[layer], p.ln1b[layer])
+            K.linear_forward(qkv, ln, p.qkvw[layer], p.qkvb[layer])
+            attend(layer, qkv, att)
+            K.linear_forward(x, att, p.attprojw[layer], p.attprojb[layer], residual=x)
+            K.layernorm_forward(ln, mean, rstd, x, p.ln2w[layer], p.ln2b[layer])
+            K.linear_forward(fch_gelu, ln, p.fcw[layer], p.fcb[layer], pre_gelu=fch)
+            K.linear_forward(x, fch_gelu, p.fcprojw[layer], p.fcprojb[layer], residual=x)
+        K.layernorm_forward(ln, mean, rstd, x, p.lnfw, p.lnfb)
+        return ln
+
+    def _logits(self, x):
+        """x [S, C] -> logits [S, V]; valid until the next call."""
+        logits = self.arrays["logits"][: len(x)]
+        self.kernels.linear_forward(logits, np.ascontiguousarray(x), self.parameters.wte[: self.config.vocab_size])
+        return logits

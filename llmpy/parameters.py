@@ -1,0 +1,116 @@
+"""One table says what a model's parameters are; the flat buffer, its views, files and optimizer groups all follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from llmpy.config import GPT2Config
+from llmpy.rng import MersenneTwister
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One row of the table. `shape` has the layers first where `per_layer`; weights are (out, in)."""
+
+    name: str
+    shape: tuple[int, ...]
+    decay: bool  # does weight decay apply (2-D weights: yes; biases and norms: no)
+    init: Literal["normal", "zeros", "ones"]
+    std: float = 0.0
+    rows: int | None = None  # rows in use where the first axis is padded (wte); the padding stays zero
+    per_layer: bool = True
+    huggingface: str = ""  # its name there, with {} for the layer
+    transposed: bool = False  # Hugging Face stores it (in, out)
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape))
+
+
+def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
+    """The 16 tensors of GPT-2 in llm.c's file order (which is also the order in memory)."""
+    V, Vp, T, C, L = config.vocab_size, config.padded_vocab_size, config.context, config.channels, config.layers
+    residual_std = 0.02 / (2 * L) ** 0.5  # GPT-2 scales what is added to the residual stream by the number of additions
+
+    def weight(name: str, out: int, inp: int, huggingface: str, std: float = 0.02) -> ParameterSpec:
+        return ParameterSpec(name, (L, out, inp), True, "normal", std, huggingface=f"h.{{}}.{huggingface}.weight", transposed=True)
+
+    def vector(name: str, size: int, huggingface: str, init: Literal["zeros", "ones"] = "zeros") -> ParameterSpec:
+        return ParameterSpec(name, (L, size), False, init, huggingface=f"h.{{}}.{huggingface}")
+
+    return [
+        ParameterSpec("wte", (Vp, C), True, "normal", 0.02, rows=V, per_layer=False, huggingface="wte.weight"),
+        ParameterSpec("wpe", (T, C), True, "normal", 0.02, per_layer=False, huggingface="wpe.weight"),
+        vector("ln1w", C, "ln_1.weight", "ones"),
+        vector("ln1b", C, "ln_1.bias"),
+        weight("qkvw", 3 * C, C, "attn.c_attn"),
+        vector("qkvb", 3 * C, "attn.c_attn.bias"),
+        weight("attprojw", C, C, "attn.c_proj", residual_std),
+        vector("attprojb", C, "attn.c_proj.bias"),
+        vector("ln2w", C, "ln_2.weight", "ones"),
+        vector("ln2b", C, "ln_2.bias"),
+        weight("fcw", 4 * C, C, "mlp.c_fc"),
+        vector("fcb", 4 * C, "mlp.c_fc.bias"),
+        weight("fcprojw", C, 4 * C, "mlp.c_proj", residual_std),
+        vector("fcprojb", C, "mlp.c_proj.bias"),
+        ParameterSpec("lnfw", (C,), False, "ones", per_layer=False, huggingface="ln_f.weight"),
+        ParameterSpec("lnfb", (C,), False, "zeros", per_layer=False, huggingface="ln_f.bias"),
+    ]
+
+
+def total_size(table: list[ParameterSpec]) -> int:
+    """Numbers in the flat buffer, padding included (what llm.c calls num_parameters)."""
+    return sum(spec.size for spec in table)
+
+
+class Parameters:
+    """A flat float32 buffer and a view of it for every row of the table; gradients and moments have the same form.
+
+    `p.qkvw` is the stacked tensor (L, 3C, C); `p["qkvw"]` the same.
+    """
+
+    def __init__(self, table: list[ParameterSpec], flat: np.ndarray) -> None:
+        assert flat.shape == (total_size(table),)
+        self.table, self.flat = table, flat
+        self.views: dict[str, np.ndarray] = {}
+        self.slices: dict[str, slice] = {}
+        start = 0
+        for spec in table:
+            self.slices[spec.name] = slice(start, start + spec.size)
+            self.views[spec.name] = flat[start : start + spec.size].reshape(spec.shape)
+            start += spec.size
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.views[name]
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        try:
+            return self.__dict__["views"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def items(self) -> Iterator[tuple[ParameterSpec, np.ndarray]]:
+        """(row of the table, view) pairs, in order."""
+        return ((spec, self.views[spec.name]) for spec in self.table)
+
+
+def initialize(parameters: Parameters, seed: int = 42) -> None:
+    """Draw initial values exactly as llm.c's train_gpt2.py does with PyTorch: wte, wpe, then layer by layer."""
+    random = MersenneTwister(seed)
+    layers = max((spec.shape[0] for spec in parameters.table if spec.per_layer), default=0)
+
+    def draw(view: np.ndarray, spec: ParameterSpec) -> None:
+        view[: spec.rows] = random.normal(view[: spec.rows].size, 0.0, spec.std).reshape(view[: spec.rows].shape)
+
+    for spec, view in parameters.items():
+        view[...] = 1.0 if spec.init == "ones" else 0.0
+        if spec.init == "normal" and not spec.per_layer:
+            draw(view, spec)
+    for layer in range(layers):
+        for spec, view in parameters.items():
+            if spec.init == "normal" and spec.per_layer:
+                draw(view[layer], spec)
