@@ -17,7 +17,7 @@ LAYERS = (
     ("llmpy.checkpoint", "llmpy.data", "llmpy.formats", "llmpy.models", "llmpy.runfolder", "llmpy.tokenizers"),
     ("llmpy.config", "llmpy.distributed", "llmpy.optimizer", "llmpy.parameters", "llmpy.schedule"),
     ("llmpy.kernels",),
-    ("llmpy.errors", "llmpy.files", "llmpy.memory", "llmpy.progress", "llmpy.rng"),
+    ("llmpy.download", "llmpy.errors", "llmpy.files", "llmpy.memory", "llmpy.progress", "llmpy.rng"),
 )
 HEAVY = ("numba", "llvmlite", "torch", "transformers", "tokenizers", "tiktoken", "huggingface_hub", "matplotlib")
 
