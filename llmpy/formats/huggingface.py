@@ -1,12 +1,13 @@
-"""GPT-2 in Hugging Face's form: a folder with config.json and model.safetensors, read and written, from the disk or the hub.
+"""GPT-2 in Hugging Face's form: a folder with config.json and model.safetensors, read and written.
 
-The names and the transposed weights (there (in, out), here (out, in)) come from the table in parameters.py. What is written here
-`transformers.GPT2LMHeadModel.from_pretrained` opens as it is. No pickle is ever opened.
+The names and the transposed weights (there (in, out), here (out, in)) come from the table in parameters.py. What is
+written here `transformers.GPT2LMHeadModel.from_pretrained` opens as it is. No pickle is ever opened.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,28 +20,28 @@ from llmpy.errors import UserError
 from llmpy.files import write_atomic, write_text_atomic
 from llmpy.formats.safetensors import SafetensorsFile, TensorToWrite, write
 from llmpy.models.gpt2 import plan_parameters
-from llmpy.parameters import Parameters, ParameterSpec, gpt2_table
+from llmpy.parameters import Parameters, gpt2_table
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PREFIX = "transformer."  # of GPT2LMHeadModel; files of GPT2Model, the hub's "gpt2" among them, have none
 FLOATS = ("F32", "BF16", "F16")
 WRITE_DTYPES = {"float32": np.dtype("<f4"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-# What is built into our GPT-2; a config that says otherwise describes another model.
+# What is built into our GPT-2, by the field that says so; another value describes another model.
 FIXED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
 }
+_MASK = re.compile(r".*\.attn\.(masked_)?bias")  # a constant that old files carry along: the causal mask
 
 
-# ---- reading ----------------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------------------------
 
 
 def read_model(folder: Path) -> tuple[GPT2Config, Parameters]:
-    """The model in a folder, as float32. Raises UserError, before memory is taken, for whatever is missing or does not fit."""
+    """The model in a folder, as float32. Raises UserError, before memory is taken, for what is missing or amiss."""
     config = read_config(folder)
     tensors = _open_weights(folder, config)
     parameters = Parameters(gpt2_table(config), plan_parameters(config, training=False).take()["parameters"])
@@ -57,17 +58,15 @@ def read_config(folder: Path) -> GPT2Config:
     """config.json -> the shape. Raises UserError naming the field that describes a model which cannot be run."""
     path = folder / CONFIG
     fields = read_json(path)
+    if (model_type := fields.get("model_type")) != "gpt2":
+        raise UserError(f'{path}: model_type is {json.dumps(model_type)}, and only "gpt2" can be run')
     for name, allowed in FIXED.items():
-        default = None if name == "model_type" else allowed[0]
-        value = fields.get(name, default)
-        if value not in allowed:
-            raise UserError(
-                f"{path}: {name} is {json.dumps(value)}, and llm.py runs GPT-2 with {json.dumps(allowed[0])} only"
-            )
+        if (value := fields.get(name, allowed[0])) not in allowed:
+            raise UserError(f"{path}: {name} is {json.dumps(value)}, and only {json.dumps(allowed[0])} can be run")
 
     def size(name: str, default: int) -> int:
         value = fields.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        if type(value) is not int or not 0 < value < 2**31:
             raise UserError(f"{path}: {name} must be a whole number of 1 or more, not {json.dumps(value)}")
         return value
 
@@ -75,10 +74,8 @@ def read_config(folder: Path) -> GPT2Config:
     L, NH, C = size("n_layer", 12), size("n_head", 12), size("n_embd", 768)
     if C % NH:
         raise UserError(f"{path}: n_embd {C} is not a multiple of n_head {NH}")
-    if fields.get("n_inner") not in (None, 4 * C):
-        raise UserError(
-            f"{path}: n_inner is {json.dumps(fields['n_inner'])}, and llm.py runs GPT-2 with 4 * n_embd = {4 * C} only"
-        )
+    if (inner := fields.get("n_inner")) not in (None, 4 * C):
+        raise UserError(f"{path}: n_inner is {json.dumps(inner)}, and only 4 * n_embd = {4 * C} can be run")
     return GPT2Config(V, T, L, NH, C)
 
 
@@ -98,18 +95,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def open_files(folder: Path) -> dict[str, SafetensorsFile]:
-    """Name of a tensor -> the file that holds it, of model.safetensors or of the shards that an index names."""
+    """Name of a tensor -> the file that holds it: model.safetensors, or one of the shards that an index names."""
     if (folder / WEIGHTS).exists():
         file = SafetensorsFile(folder / WEIGHTS)
         return dict.fromkeys(file.entries, file)
     if (folder / INDEX).exists():
         return _open_shards(folder)
-    if pickles := sorted(path.name for path in folder.glob("*.bin")) + sorted(
-        path.name for path in folder.glob("*.pt")
-    ):
-        raise UserError(
-            f"{folder} holds its weights as a pickle ({pickles[0]}), which may run any code: save it as safetensors"
-        )
+    for path in sorted(folder.glob("*")):
+        if path.suffix in (".bin", ".pt", ".pth"):
+            raise UserError(f"{path} is a pickle, which can run any code and is not opened: save it as {WEIGHTS}")
     raise UserError(f"{folder} holds no {WEIGHTS}")
 
 
@@ -120,20 +114,18 @@ def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
     shards: dict[str, SafetensorsFile] = {}
     tensors = {}
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise UserError(f"{folder / INDEX} is damaged: {shard!r} is not the name of a file in the folder")
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard):
+            raise UserError(f"{folder / INDEX} is damaged: {shard!r} is not the name of a safetensors file")
         if shard not in shards:
             shards[shard] = SafetensorsFile(folder / shard)
         if name not in shards[shard].entries:
-            raise UserError(
-                f"{folder / INDEX} says that {name} is in {shard}, and it is not: the download may be incomplete"
-            )
+            raise UserError(f"{folder / shard} lacks {name}, which {INDEX} says it holds: is the download complete?")
         tensors[name] = shards[shard]
     return tensors
 
 
 def _open_weights(folder: Path, config: GPT2Config) -> dict[str, tuple[SafetensorsFile, str]]:
-    """Our name of every tensor -> (file, name in it), all present with the right shape; nothing is read yet."""
+    """Every tensor's name without prefix -> (file, name in it). All are there and of the right shape; none is read."""
     files = open_files(folder)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in files) else ""
     found = {}
@@ -141,13 +133,16 @@ def _open_weights(folder: Path, config: GPT2Config) -> dict[str, tuple[Safetenso
         foreign = prefix + name
         if foreign not in files:
             raise UserError(f"{folder}: the weights lack {foreign}, which {CONFIG} asks for")
-        file = files[foreign]
-        entry = file.entries[foreign]
+        file, entry = files[foreign], files[foreign].entries[foreign]
         if entry.shape != shape:
-            raise UserError(f"{file.path}: {foreign} has shape {list(entry.shape)}, {CONFIG} asks for {list(shape)}")
+            raise UserError(f"{file.path}: {foreign} has shape {entry.shape}, {CONFIG} asks for {shape}")
         if entry.dtype not in FLOATS:
             raise UserError(f"{file.path}: {foreign} is of type {entry.dtype}, readable are {', '.join(FLOATS)}")
         found[name] = (file, foreign)
+    for foreign, file in files.items():
+        name = foreign.removeprefix(prefix)
+        if name.startswith("h.") and name not in found and not _MASK.fullmatch(name):
+            raise UserError(f"{file.path} holds {foreign}, which no model has whose {CONFIG} says what this one does")
     _check_head(folder, files, found)
     return found
 
@@ -156,27 +151,20 @@ def _check_head(folder: Path, files: dict[str, SafetensorsFile], found: dict[str
     """Our head is the token embedding; a model with a head of its own is refused."""
     if read_json(folder / CONFIG).get("tie_word_embeddings", True):
         return
-    head, (file, name) = files.get("lm_head.weight"), found["wte.weight"]
-    if head is None or not np.array_equal(head.tensor("lm_head.weight"), file.tensor(name)):
-        raise UserError(
-            f"{folder / CONFIG}: tie_word_embeddings is false, and llm.py runs GPT-2 with a tied lm_head only"
-        )
+    head, (file, wte) = files.get("lm_head.weight"), found["wte.weight"]
+    if head is None or not np.array_equal(head.tensor("lm_head.weight"), file.tensor(wte)):
+        raise UserError(f"{folder / CONFIG}: tie_word_embeddings is false, and only a head that is wte can be run")
 
 
 def _expected(config: GPT2Config) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor of such a model there, without prefix."""
+    """(name without prefix, shape) of every tensor that such a model has there."""
     for spec in gpt2_table(config):
-        for name, shape in _names_and_shapes(spec, config):
-            yield name, shape
-
-
-def _names_and_shapes(spec: ParameterSpec, config: GPT2Config) -> Iterator[tuple[str, tuple[int, ...]]]:
-    if not spec.per_layer:
-        yield spec.huggingface, (spec.rows or spec.shape[0], *spec.shape[1:])
-        return
-    shape = spec.shape[:0:-1] if spec.transposed else spec.shape[1:]
-    for layer in range(config.layers):
-        yield spec.huggingface.format(layer), shape
+        if not spec.per_layer:
+            yield spec.huggingface, (spec.rows or spec.shape[0], *spec.shape[1:])
+            continue
+        shape = spec.shape[:0:-1] if spec.transposed else spec.shape[1:]
+        for layer in range(config.layers):
+            yield spec.huggingface.format(layer), shape
 
 
 def _fill(parameters: Parameters, tensors: dict[str, tuple[SafetensorsFile, str]]) -> None:
@@ -189,7 +177,7 @@ def _fill(parameters: Parameters, tensors: dict[str, tuple[SafetensorsFile, str]
 
 
 def named_views(parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
-    """(name without prefix, view) of every tensor as it is stored there: one a layer, transposed where it is, without padding."""
+    """(name without prefix, view) of every tensor as it is stored there: layer by layer, transposed, unpadded."""
     for spec, stacked in parameters.items():
         if not spec.per_layer:
             yield spec.huggingface, stacked[: spec.rows]
@@ -198,7 +186,7 @@ def named_views(parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
             yield spec.huggingface.format(layer), view.T if spec.transposed else view
 
 
-# ---- writing ----------------------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------------------------
 
 
 def write_model(

@@ -1,9 +1,11 @@
-"""safetensors, on a page: u64 length, a JSON header of that length, then the tensors one after the other, little-endian.
+"""safetensors, on a page: u64 length, a JSON header of that length, then the tensors, all little-endian.
 
-    {"__metadata__": {"format": "pt"}, "wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 154389504]}, ...}
+    {"__metadata__": {"format": "pt"},
+     "wte.weight": {"dtype": "F32", "shape": [50257, 768], "data_offsets": [0, 154389504]}, ...}
 
-https://huggingface.co/docs/safetensors. Read through a memory map and written tensor by tensor, so that neither takes memory for
-a second copy of the model. A file is checked as the original library checks it: the tensors must fill the file exactly.
+https://huggingface.co/docs/safetensors. Read through a memory map and written tensor by tensor, so that neither takes
+memory for a second copy of the model. A file is checked as the original library checks it: the tensors must fill the
+file exactly.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ class TensorToWrite:
 
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> TensorToWrite:
+        """A tensor that exists already."""
         return cls(name, array.dtype, array.shape, lambda: array)
 
 
@@ -87,7 +90,7 @@ class SafetensorsFile:
     def tensor(self, name: str) -> np.ndarray:
         """The tensor as it lies in the file; ml_dtypes.bfloat16 for BF16. KeyError where there is none of that name."""
         entry = self.entries[name]
-        if not entry.stop - entry.start:
+        if entry.start == entry.stop:
             return np.empty(entry.shape, DTYPES[entry.dtype])
         flat = np.frombuffer(self._map, DTYPES[entry.dtype], prod(entry.shape), self._data_start + entry.start)
         return flat.reshape(entry.shape)
@@ -99,19 +102,21 @@ def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any],
         raise UserError(f"{path} is cut off: {size} bytes are too few for a safetensors file")
     length = int.from_bytes(file.read(8), "little")
     if length > min(size - 8, MAX_HEADER):
-        raise UserError(
-            f"{path} is not a whole safetensors file: a header of {length} bytes is announced, the file has {size}"
-        )
+        raise UserError(f"{path} is cut off or not safetensors: it announces a header of {length} bytes and has {size}")
     try:
         header = json.loads(file.read(length).decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} has a damaged safetensors header: {_one_line(error)}") from error
+        raise _damaged(path, " ".join(str(error).split())[:200]) from error
     if not isinstance(header, dict):
-        raise UserError(f"{path} has a damaged safetensors header: it is not a JSON object")
+        raise _damaged(path, "it is not a JSON object")
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise UserError(f"{path} has a damaged safetensors header: __metadata__ is not a table of texts")
+        raise _damaged(path, "__metadata__ is not a table of texts")
     return header, 8 + length
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path} has a damaged safetensors header: {why}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -121,19 +126,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
-
-
 def _check_entries(header: dict[str, Any], data_size: int, path: Path) -> dict[str, Entry]:
     """Every entry is well formed, and together they fill the data without gap or overlap."""
     entries = {name: _entry(name, value, path) for name, value in header.items()}
     end = 0
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.stop)):
         if entry.start != end:
-            raise UserError(
-                f"{path} has a damaged safetensors header: {entry.name!r} does not begin where the tensor before it ends"
-            )
+            raise _damaged(path, f"{entry.name!r} leaves a gap or overlaps another")
         end = entry.stop
     if end != data_size:
         what = "cut off" if end > data_size else "too long"
@@ -142,27 +141,22 @@ def _check_entries(header: dict[str, Any], data_size: int, path: Path) -> dict[s
 
 
 def _entry(name: str, value: Any, path: Path) -> Entry:
-    def natural(x: Any) -> bool:
-        return isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 2**63
-
-    def bad(why: str) -> UserError:
-        return UserError(f"{path} has a damaged safetensors header: {name!r} {why}")
-
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
-        raise bad("does not give dtype, shape and data_offsets")
+        raise _damaged(path, f"{name!r} does not give dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise bad(f"has the type {str(dtype)[:40]!r}, readable are {', '.join(DTYPES)}")
-    if not isinstance(shape, list) or not all(natural(n) for n in shape):
-        raise bad("has no valid shape")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(natural(n) for n in offsets):
-        raise bad("has no valid data_offsets")
+        raise _damaged(path, f"{name!r} is of type {str(dtype)[:40]!r}, readable are {', '.join(DTYPES)}")
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise _damaged(path, f"{name!r} has no valid shape and data_offsets")
     start, stop = offsets
-    if stop - start != prod(shape) * DTYPES[dtype].itemsize:
-        raise bad(
-            f"has {stop - start} bytes, its shape {shape} and type {dtype} ask for {prod(shape) * DTYPES[dtype].itemsize}"
-        )
+    if stop - start != (size := prod(shape) * DTYPES[dtype].itemsize):
+        raise _damaged(path, f"{name!r} has {stop - start} bytes, its shape and type ask for {size}")
     return Entry(name, dtype, tuple(shape), start, stop)
+
+
+def _naturals(values: Any) -> bool:
+    """A list of whole numbers of 0 or more, as large as a file can be?"""
+    return isinstance(values, list) and all(type(n) is int and 0 <= n < 2**63 for n in values)
 
 
 def write(file: BinaryIO, tensors: Iterable[TensorToWrite], metadata: Mapping[str, str] | None = None) -> None:
@@ -172,11 +166,16 @@ def write(file: BinaryIO, tensors: Iterable[TensorToWrite], metadata: Mapping[st
     end = 0
     for tensor in tensors:
         start, end = end, end + prod(tensor.shape) * tensor.dtype.itemsize
-        header[tensor.name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin aligned, as the library writes them
     file.write(len(text).to_bytes(8, "little") + text)
     for tensor in tensors:
-        array = np.ascontiguousarray(tensor.make())
-        assert array.shape == tensor.shape and array.dtype == tensor.dtype, tensor.name
+        array = np.asarray(tensor.make(), order="C")
+        if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
+            raise ValueError(f"{tensor.name} was announced as {tensor.dtype} {tensor.shape}")
         file.write(array.reshape(-1).view(np.uint8).data)
