@@ -1,4 +1,4 @@
-"""Progress of something that takes a while: a bar on a terminal, a line now and then in a pipe, nothing if it is quick."""
+"""How far something is that takes a while: a bar on a terminal, a line now and then in a pipe, nothing if it is quick."""
 
 import sys
 import time
@@ -46,7 +46,7 @@ class Bar:
         """n more of the unit are done."""
         self.done += n
         if self._rich is not None:
-            self._rich.update(self._task, completed=self.done, amount=self._amounts())
+            self._rich.update(self._task, completed=self.done, total=self.total, amount=self._amounts())
         elif time.monotonic() >= self._next_line:
             if self._terminal:
                 self._open_rich()
@@ -61,7 +61,7 @@ class Bar:
     def _amounts(self) -> str:
         if not self.total:
             return amount(self.done, self.unit)
-        return f"{amount(self.done)}/{amount(self.total, self.unit)}"
+        return f"{amount(self.done, 'B' if self.unit == 'B' else '')} of {amount(self.total, self.unit)}"
 
     def _open_rich(self) -> None:
         from rich.console import Console
@@ -74,7 +74,8 @@ class Bar:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
         self._rich = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
         self._rich.start()
-        self._task = self._rich.add_task(self.description, total=self.total, completed=self.done, amount=self._amounts())
+        self._task = self._rich.add_task(self.description, amount="")
+        self.advance(0)
 
     def _print_line(self) -> None:
         elapsed = time.monotonic() - self._start

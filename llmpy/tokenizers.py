@@ -1,0 +1,283 @@
+"""Text to token ids and back: raw bytes, GPT-2's vocabulary, a byte-pair encoding trained on the text, others' files.
+
+All share one interface, `Tokenizer`. A vocabulary is a list of byte strings, so that decoding is the same for all;
+encoding is left to the fastest library that gives exactly these tokens. The end-of-text token is put between documents
+by those who prepare data; it never comes from encoding text, whatever the text says.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from llmpy import tokenizer_files as files
+from llmpy.errors import UserError
+from llmpy.files import cache_dir, write_atomic, write_text_atomic
+from llmpy.tokenizer_files import END_OF_TEXT
+
+SPECS = "bytes, gpt2, bpe:N (N tokens, trained on the text) or a file (tokenizer.json, gpt2_tokenizer.bin)"
+# How GPT-2 cuts text before it merges bytes (Radford et al. 2019, encoder.py): contractions, words, numbers, the rest.
+# The possessive ++ and the case of white space at the end, as tiktoken has them, change no match but save backtracking.
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+GPT2_VOCAB_SIZE = 50257
+_GPT2_FINGERPRINT = "90952aff06353cb4"
+_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>")  # of GPT-2 and its descendants, of Llama 3
+
+
+class Tokenizer:
+    """A vocabulary and the two ways through it.
+
+    `tokens[id]` is the bytes of a token, `end_of_text` the id that separates documents (None if there is none), `name`
+    what `--tokenizer` would take: "bytes", "gpt2", "bpe:1024" or a file's name.
+    """
+
+    def __init__(self, name: str, tokens: list[bytes], end_of_text: int | None) -> None:
+        self.name, self.tokens, self.end_of_text = name, tokens, end_of_text
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.tokens)
+
+    def encode(self, text: str) -> np.ndarray:
+        """text -> ids, uint32 [n]. Text that looks like a special token is encoded as the text it is."""
+        raise NotImplementedError
+
+    def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
+        """As `encode` for each of the texts, on several threads (default: all processors)."""
+        workers = min(threads or os.cpu_count() or 1, len(texts))
+        if workers <= 1:
+            return [self.encode(text) for text in texts]
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(self.encode, texts))
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """ids -> the bytes they stand for, perhaps with a character cut at either end. ValueError for an unknown id."""
+        return b"".join([self.token_bytes(int(i)) for i in ids])
+
+    def token_bytes(self, token: int) -> bytes:
+        if not 0 <= token < len(self.tokens):
+            raise ValueError(f"token {token} is not in the vocabulary of {len(self.tokens)}")
+        return self.tokens[token]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """ids -> text; bytes that are no UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any token."""
+        digest = hashlib.sha256(repr(self.end_of_text).encode())
+        for token in self.tokens:
+            digest.update(len(token).to_bytes(4, "little") + token)
+        return digest.hexdigest()[:16]
+
+    def to_json(self) -> str:
+        """The tokenizer.json of Hugging Face's `tokenizers`, which `Tokenizer.load` and `transformers` read."""
+        return files.write_json(self.tokens, self.end_of_text)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a tokenizer.json or, if the name ends in .bin, llm.c's format (vocabulary only)."""
+        if str(path).endswith(".bin"):
+            data = files.write_llmc(self.tokens, self.end_of_text)
+            with write_atomic(path) as file:
+                file.write(data)
+        else:
+            write_text_atomic(path, self.to_json())
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Tokenizer:
+        """A file that `save`, `tokenizers` or llm.c has written. UserError if it is none of these or damaged."""
+        path = Path(path)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read the tokenizer {path}: {error.strerror}") from error
+        if data[:4] == files.LLMC_MAGIC.to_bytes(4, "little"):
+            return _of_vocabulary(*files.parse_llmc(data, str(path)))
+        if data.lstrip()[:1] == b"{":
+            return _of_json(data, path)
+        raise UserError(
+            f"{path} is no tokenizer that llm.py knows: give a tokenizer.json or llm.c's gpt2_tokenizer.bin"
+        )
+
+    @staticmethod
+    def from_spec(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
+        """What `--tokenizer` says; `texts` is what bpe:N is trained on."""
+        if spec == "bytes":
+            return ByteTokenizer()
+        if spec == "gpt2":
+            return gpt2()
+        if spec.startswith("bpe:"):
+            return train_bpe(texts, bpe_size(spec))
+        if not os.path.exists(spec):
+            raise UserError(f"no tokenizer {spec!r}: give {SPECS}")
+        return Tokenizer.load(spec)
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes and end-of-text: nothing to train, nothing unknown, one token a character of English."""
+
+    def __init__(self) -> None:
+        super().__init__("bytes", [bytes([b]) for b in range(256)] + [END_OF_TEXT.encode()], 256)
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(_valid(text).encode(), np.uint8).astype(np.uint32)
+
+
+class BytePairTokenizer(Tokenizer):
+    """Byte-pair encoding (Sennrich 2016) of bytes, cut by GPT-2's pattern, a token's id being the rank of its merge.
+
+    `tokens` are the 256 bytes in any order, then each merge's result in the order of merging, then end-of-text.
+    tiktoken does the encoding, by these ranks alone; the merges themselves follow from them.
+    """
+
+    def __init__(self, name: str, tokens: list[bytes], end_of_text: int | None) -> None:
+        import tiktoken
+
+        super().__init__(name, tokens, end_of_text)
+        ranks = {token: rank for rank, token in enumerate(tokens) if rank != end_of_text}
+        self._encoding = tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+    def encode(self, text: str) -> np.ndarray:
+        text = _valid(text)
+        try:
+            return self._encoding.encode_to_numpy(text, disallowed_special=())
+        except ValueError:  # the engine of the pattern gives up in white space of half a million characters
+            cuts = [match.end() - 1 for match in re.finditer(r"\s{100000,}(?=\S)", text)]
+            if not cuts:
+                raise
+            # The pattern cuts there in any case: the last of white space goes with what follows.
+            parts = [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
+            return np.concatenate([self._encoding.encode_to_numpy(part, disallowed_special=()) for part in parts])
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A byte-level tokenizer.json that others have made, with a pattern or normalisation of its own."""
+
+    def __init__(self, name: str, source: str) -> None:
+        import tokenizers
+
+        self._source = source
+        self._tokenizer = tokenizers.Tokenizer.from_str(source)
+        self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
+        ids = self._tokenizer.get_vocab()
+        added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        tokens = [b""] * (max(ids.values(), default=-1) + 1)
+        for piece, i in ids.items():
+            decoded = None if piece in added else files.piece_to_bytes(piece)
+            tokens[i] = piece.encode() if decoded is None else decoded
+        super().__init__(name, tokens, next((ids[text] for text in _END_OF_TEXT_NAMES if text in ids), None))
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._tokenizer.encode(_valid(text), add_special_tokens=False).ids, np.uint32)
+
+    def to_json(self) -> str:
+        return self._source
+
+
+class StreamDecoder:
+    """Tokens in, text out as soon as it is whole: a character that lies in several tokens waits for its last byte."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> str:
+        """The text that this token completes, perhaps none."""
+        return self._decoder.decode(self._tokenizer.token_bytes(int(token)))
+
+    def finish(self) -> str:
+        """What is left at the end: "" or U+FFFD for a character that never was completed."""
+        return self._decoder.decode(b"", final=True)
+
+
+def gpt2() -> Tokenizer:
+    """GPT-2's 50,257 tokens, from tiktoken's cache ($TIKTOKEN_CACHE_DIR, else below ours) or the network."""
+    import tiktoken
+
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
+    if folder is None:  # tiktoken's own default is a temporary folder, gone after a restart
+        folder = os.environ["TIKTOKEN_CACHE_DIR"] = str(cache_dir() / "tiktoken")
+    try:
+        encoding = tiktoken.get_encoding("gpt2")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot get GPT-2's vocabulary from tiktoken ({type(error).__name__}; its cache is {folder}): run once "
+            f"with a network, or set TIKTOKEN_CACHE_DIR to a filled cache, or give --tokenizer FILE (tokenizer.json, "
+            f"gpt2_tokenizer.bin), bytes or bpe:N"
+        ) from error
+    tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab)]
+    return BytePairTokenizer("gpt2", tokens, encoding.eot_token)
+
+
+def bpe_size(spec: str) -> int:
+    """ "bpe:1024" -> 1024. UserError if it is no number, or too small for the bytes and end-of-text."""
+    number = spec.removeprefix("bpe:")
+    if not number.isascii() or not number.isdigit():
+        raise UserError(f"tokenizer {spec!r}: N in bpe:N is a whole number, like bpe:1024")
+    if not 257 <= int(number) <= 1_000_000:
+        raise UserError(f"tokenizer {spec!r}: N must be from 257 (the bytes and end-of-text) to 1000000")
+    return int(number)
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Byte-pair encoding trained on the texts: at most `vocab_size` tokens, fewer if the texts have no more to merge.
+
+    The same texts give the same tokens, on any number of threads.
+    """
+    from tokenizers import Tokenizer as Trained
+    from tokenizers import models, pre_tokenizers, trainers
+
+    trained = Trained(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    trained.train_from_iterator((_valid(text) for text in texts), trainer)
+    ids = trained.get_vocab()
+    tokens = [files.piece_to_bytes(piece) or b"" for piece in sorted(ids, key=ids.__getitem__)]
+    return BytePairTokenizer(f"bpe:{len(tokens) + 1}", [*tokens, END_OF_TEXT.encode()], len(tokens))
+
+
+def _of_vocabulary(tokens: list[bytes], end_of_text: int | None) -> Tokenizer:
+    """The tokenizer of a byte-level vocabulary whose ids are the ranks of its merges."""
+    plain = ByteTokenizer()
+    if (tokens, end_of_text) == (plain.tokens, plain.end_of_text):
+        return plain
+    tokenizer = BytePairTokenizer(f"bpe:{len(tokens)}", tokens, end_of_text)
+    if len(tokens) == GPT2_VOCAB_SIZE and tokenizer.fingerprint() == _GPT2_FINGERPRINT:
+        tokenizer.name = "gpt2"
+    return tokenizer
+
+
+def _of_json(data: bytes, path: Path) -> Tokenizer:
+    """The tokenizer of a tokenizer.json: ours where that gives the same tokens, else the one of `tokenizers`."""
+    try:
+        source = json.loads(data)
+        if (vocabulary := files.parse_json(source)) is not None:
+            return _of_vocabulary(*vocabulary)
+        if "ByteLevel" in json.dumps(source.get("decoder")):
+            return HuggingFaceTokenizer(path.name, data.decode())
+    except Exception as error:  # whatever is wrong inside: `tokenizers` raises plain Exception
+        raise UserError(f"{path} is damaged or no tokenizer.json ({type(error).__name__}: {error})") from error
+    raise UserError(f"{path}: only byte-level tokenizers (as of GPT-2, Llama 3, SmolLM) are read from a tokenizer.json")
+
+
+def _valid(text: str) -> str:
+    """Text that UTF-8 can hold: halves of surrogate pairs, as a terminal or JSON may give, become U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
