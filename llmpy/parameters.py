@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -28,7 +29,7 @@ class ParameterSpec:
 
     @property
     def size(self) -> int:
-        return int(np.prod(self.shape))
+        return prod(self.shape)
 
 
 def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
