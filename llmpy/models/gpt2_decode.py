@@ -29,14 +29,17 @@ class GPT2Decoder:
         self.arrays = plan.take()
 
     def prefill(self, tokens: np.ndarray) -> np.ndarray:
-        """tokens int32 [S, T], from position 0 on -> logits [S, V] after the last of them; the cache is begun anew."""
+        """tokens int32 [S, T], from position 0 on -> logits [S, V] after the last of them; the cache is begun anew.
+
+        Tokens [1, T] are the beginning of every sequence: read once, for logits [1, V].
+        """
         S, T = tokens.shape
         heads = (S, T, self.config.heads, self.config.head_size)
         lse = self.arrays["lse"][: S * self.config.heads * T].reshape(S, self.config.heads, T)
 
         def attend(layer: int, qkv: np.ndarray, y: np.ndarray) -> None:
             q, k, v = (part.reshape(heads) for part in np.split(qkv.reshape(S, T, -1), 3, axis=-1))
-            self.arrays["keys"][layer, :S, :T], self.arrays["values"][layer, :S, :T] = k, v
+            self.arrays["keys"][layer, :, :T], self.arrays["values"][layer, :, :T] = k, v  # one row goes to all
             self.kernels.attention_forward(y.reshape(heads), lse, q, k, v)
 
         x = self.arrays["x"][: S * T]

@@ -1,0 +1,147 @@
+"""Generation: token ids in, token ids out. The prompt is read in one pass, each token after it costs one step.
+
+The engine knows nothing about text but for `stream`, which puts a tokenizer on either side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from llmpy.config import GPT2Config
+from llmpy.errors import UserError
+from llmpy.models.gpt2_decode import GPT2Decoder
+from llmpy.parameters import Parameters
+from llmpy.rng import Xorshift
+from llmpy.sampling import Sampling, sample
+from llmpy.tokenizers import StreamDecoder, Tokenizer
+
+
+class Model(Protocol):
+    """What the engine needs of a model: `llmpy.load` gives one, a GPT2 in training is one."""
+
+    @property
+    def config(self) -> GPT2Config: ...
+    @property
+    def parameters(self) -> Parameters: ...
+
+
+class Engine:
+    """Generates with the current parameters of a model. The cache is taken at the first call and kept."""
+
+    def __init__(self, model: Model, backend: str = "cpu", tokenizer: Tokenizer | None = None) -> None:
+        self.model, self.backend = model, backend
+        self.tokenizer: Tokenizer | None = tokenizer or getattr(model, "tokenizer", None)
+        self._decoder: GPT2Decoder | None = None
+
+    def generate(
+        self,
+        prompt: Sequence[int] | np.ndarray,
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 0.9,
+        seed: int = 42,
+        stop_ids: Collection[int] = (),
+        num_samples: int = 1,
+    ) -> Iterator[list[int | None]]:
+        """Continue the prompt: for every step one id a sample, None for a sample that has stopped; ends when all have.
+
+        Sample i draws with seed + i, so that it is the one that the seed alone would give. Where the context is full,
+        its last half is kept and read again. Raises UserError at once for what cannot be done.
+        """
+        prompt = np.asarray(prompt, np.int64)
+        V = self.model.config.vocab_size
+        if prompt.ndim != 1 or not len(prompt):
+            raise UserError("the prompt has no tokens: begin with the token that ends a text")
+        if prompt.min() < 0 or prompt.max() >= V:
+            wrong = next(int(token) for token in prompt if not 0 <= token < V)
+            raise UserError(f"the prompt has token {wrong}, the model a vocabulary of {V}: is it the right tokenizer?")
+        if num_samples < 1 or max_tokens < 0:
+            raise UserError(f"cannot make {num_samples} samples of {max_tokens} tokens")
+        sampling = Sampling(temperature, top_k, top_p)
+        randoms = [Xorshift(seed + i) for i in range(num_samples)]
+        return self._generate(prompt.astype(np.int32), max_tokens, sampling, randoms, frozenset(stop_ids))
+
+    def _generate(
+        self, prompt: np.ndarray, max_tokens: int, sampling: Sampling, randoms: list[Xorshift], stop_ids: frozenset[int]
+    ) -> Iterator[list[int | None]]:
+        decoder, S, T = self._take_decoder(len(randoms)), len(randoms), self.model.config.context
+        V = min(self.model.config.vocab_size, self.tokenizer.vocab_size if self.tokenizer else 2**31)
+        context = np.zeros((S, T), np.int32)  # the tokens whose keys and values are in the cache
+        position = min(len(prompt), T)
+        context[:, :position] = prompt[-position:]
+        logits = decoder.prefill(context[:1, :position])
+        running = [True] * S
+        newest = np.zeros(S, np.int32)
+        for step in range(max_tokens):
+            ids: list[int | None] = [None] * S
+            for i in range(S):
+                if running[i]:
+                    newest[i] = token = sample(logits[i % len(logits), :V], sampling, randoms[i])
+                    running[i] = token not in stop_ids
+                    ids[i] = token if running[i] else None
+            if not any(running):
+                return
+            yield ids
+            if step == max_tokens - 1:
+                return
+            if position < T:
+                context[:, position] = newest
+                logits = decoder.decode(newest, position)
+                position += 1
+            else:
+                position = max(1, T // 2)
+                context[:, : position - 1] = context[:, T - position + 1 :].copy()
+                context[:, position - 1] = newest
+                logits = decoder.prefill(context[:, :position])
+
+    def _take_decoder(self, sequences: int) -> GPT2Decoder:
+        if self._decoder is None or self._decoder.sequences != sequences:
+            self._decoder = None  # its memory goes before the next is taken
+            self._decoder = GPT2Decoder(self.model.config, self.model.parameters, self.backend, sequences)
+        return self._decoder
+
+    def stream(
+        self,
+        prompt: str = "",
+        max_tokens: int = 256,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 0.9,
+        seed: int = 42,
+        stop: bool = True,
+    ) -> Iterator[str]:
+        """Continue a text, in pieces of whole characters as they are made; from nothing if it is empty.
+
+        Ends where the model ends the text, unless `stop` is False. Raises UserError where there is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise UserError("the model has no tokenizer beside it: give Engine one (tokenizer=)")
+        ids, stop_ids = prompt_ids(self.tokenizer, prompt), stop_ids_of(self.tokenizer, stop)
+        steps = self.generate(ids, max_tokens, temperature, top_k, top_p, seed, stop_ids)
+        return _decode(steps, StreamDecoder(self.tokenizer))
+
+
+def _decode(steps: Iterator[list[int | None]], decoder: StreamDecoder) -> Iterator[str]:
+    for [token] in steps:
+        if token is not None and (piece := decoder.feed(token)):
+            yield piece
+    if rest := decoder.finish():
+        yield rest
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """The tokens of a prompt; of an empty one, the token that stands between texts. UserError where there is none."""
+    if text:
+        return tokenizer.encode(text)
+    if tokenizer.end_of_text is None:
+        raise UserError("this tokenizer has no end-of-text token to begin with: give a prompt")
+    return np.array([tokenizer.end_of_text])
+
+
+def stop_ids_of(tokenizer: Tokenizer, stop: bool = True) -> tuple[int, ...]:
+    """The ids at which to stop."""
+    return (tokenizer.end_of_text,) if stop and tokenizer.end_of_text is not None else ()
