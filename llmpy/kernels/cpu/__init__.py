@@ -1,0 +1,41 @@
+"""The CPU backend: Numba kernels over all cores, matrix products on micro-kernels emitted as LLVM IR.
+
+The same names and arguments as `llmpy.kernels.reference`. `compile_all` compiles every kernel, or loads what an earlier run compiled;
+without it each kernel is compiled at its first call.
+"""
+
+from llmpy.kernels.cpu.attention import attention_backward, attention_decode, attention_forward
+from llmpy.kernels.cpu.classifier import classifier_backward, classifier_forward
+from llmpy.kernels.cpu.compile import compile_all
+from llmpy.kernels.cpu.embedding import embedding_backward, embedding_forward
+from llmpy.kernels.cpu.gelu import gelu_backward, gelu_forward
+from llmpy.kernels.cpu.isa import ISA
+from llmpy.kernels.cpu.layernorm import layernorm_backward, layernorm_forward
+from llmpy.kernels.cpu.linear import linear_backward, linear_forward
+from llmpy.kernels.cpu.optimizer import adamw, global_norm
+from llmpy.kernels.cpu.workspace import physical_cores, scratch_bytes, set_threads
+
+__all__ = [
+    "ISA",
+    "adamw",
+    "attention_backward",
+    "attention_decode",
+    "attention_forward",
+    "classifier_backward",
+    "classifier_forward",
+    "compile_all",
+    "embedding_backward",
+    "embedding_forward",
+    "gelu_backward",
+    "gelu_forward",
+    "global_norm",
+    "layernorm_backward",
+    "layernorm_forward",
+    "linear_backward",
+    "linear_forward",
+    "physical_cores",
+    "scratch_bytes",
+    "set_threads",
+]
+
+set_threads()

@@ -1,0 +1,38 @@
+"""Token and position embedding: x[b, t] = wte[tokens[b, t]] + wpe[start + t]."""
+
+from __future__ import annotations
+
+from numba import prange
+
+from llmpy.kernels.cpu.compile import cube, i32, i64, kernel, matrix
+
+COLUMNS = 64  # to a task of the backward pass: each owns some columns of all rows, so that no two threads add to one number
+
+
+def embedding_forward(x, tokens, wte, wpe, start=0):
+    """tokens int32 [B, T], wte [V, C], wpe [maxT, C] -> x [B, T, C]; `start` is the position of the first token."""
+    _embedding_forward(x, tokens, wte, wpe, start)
+
+
+@kernel(cube, i32[:, ::1], matrix, matrix, i64)
+def _embedding_forward(x, tokens, wte, wpe, start):
+    B, T, C = x.shape
+    for row in prange(B * T):
+        b, t = row // T, row % T
+        token = tokens[b, t]
+        for c in range(C):
+            x[b, t, c] = wte[token, c] + wpe[start + t, c]
+
+
+@kernel(matrix, matrix, cube, i32[:, ::1])
+def embedding_backward(dwte, dwpe, dx, tokens):
+    """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C] are added to, in the order of the rows."""
+    B, T, C = dx.shape
+    for block in prange((C + COLUMNS - 1) // COLUMNS):
+        start, end = block * COLUMNS, min(C, (block + 1) * COLUMNS)
+        for b in range(B):
+            for t in range(T):
+                token = tokens[b, t]
+                for c in range(start, end):
+                    dwte[token, c] += dx[b, t, c]
+                    dwpe[t, c] += dx[b, t, c]

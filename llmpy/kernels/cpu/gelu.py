@@ -1,0 +1,34 @@
+"""GELU in the tanh form of GPT-2 (Hendrycks, Gimpel 2016), where it is not fused into a product."""
+
+from __future__ import annotations
+
+from numba import prange
+
+from llmpy.kernels.cpu import vector_math
+from llmpy.kernels.cpu.compile import kernel, vector
+
+BLOCK = 16384  # numbers to a task
+
+
+def gelu_forward(y, x):
+    """x -> y, any shape; y may be x."""
+    _gelu_forward(y.reshape(-1), x.reshape(-1))
+
+
+def gelu_backward(dx, dy, x):
+    """dy -> dx = dy * GELU'(x), any shape; dx may be dy."""
+    _gelu_backward(dx.reshape(-1), dy.reshape(-1), x.reshape(-1))
+
+
+@kernel(vector, vector)
+def _gelu_forward(y, x):
+    for block in prange((x.size + BLOCK - 1) // BLOCK):
+        for i in range(block * BLOCK, min(x.size, (block + 1) * BLOCK)):
+            y[i] = vector_math.gelu(x[i])
+
+
+@kernel(vector, vector, vector)
+def _gelu_backward(dx, dy, x):
+    for block in prange((x.size + BLOCK - 1) // BLOCK):
+        for i in range(block * BLOCK, min(x.size, (block + 1) * BLOCK)):
+            dx[i] = dy[i] * vector_math.gelu_derivative(x[i])

@@ -1,0 +1,95 @@
+"""The linear layer: each product is one call of the GEMM, with what is next to it fused to its end."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import get_num_threads, prange
+
+from llmpy.kernels.cpu.compile import boolean, helper, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.gemm import BIAS, BIAS_GELU, BIAS_RESIDUAL, BLOCK_FLOATS, GELU_GRADIENT, MR, NN, NOTHING, NR, NT, SHARED_FLOATS, TN, gemm
+from llmpy.kernels.cpu.vector_math import gelu
+from llmpy.kernels.cpu.workspace import scratch
+
+FEW_ROWS = 4  # up to here a product is limited by reading the weights, and dot products do it with no packing
+_NO_VECTOR, _NO_MATRIX = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
+
+
+def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):
+    """x [N, C], w [OC, C], b [OC] -> y [N, OC]; plus `residual` [N, OC]; or its GELU, the product itself kept in `pre_gelu`."""
+    if residual is not None:
+        epilogue, extra = BIAS_RESIDUAL, residual
+    elif pre_gelu is not None:
+        epilogue, extra = BIAS_GELU, pre_gelu
+    else:
+        epilogue, extra = BIAS if b is not None else NOTHING, _NO_MATRIX
+    if b is None:
+        b = _NO_VECTOR if epilogue == NOTHING else np.zeros(len(w), np.float32)
+    if len(x) <= FEW_ROWS:
+        few_rows(y, x, w, epilogue, b, extra)
+    elif epilogue == BIAS_RESIDUAL and np.may_share_memory(y, residual):
+        product(y, x, w, NT, accumulate=True, epilogue=BIAS, bias=b)  # y + x w^T: the residual is there already
+    else:
+        product(y, x, w, NT, epilogue=epilogue, bias=b, extra=extra)
+
+
+def linear_backward(dx, dw, db, dy, x, w, pre_gelu=None, accumulate=True):
+    """dy [N, OC], x [N, C], w [OC, C] -> dx [N, C]; dw [OC, C] is added to (or written), db [OC] added to.
+
+    dx may be x itself, or None; with `pre_gelu` [N, C], where x = gelu(pre_gelu), dx is the gradient of pre_gelu.
+    """
+    product(dw, dy, x, TN, accumulate=accumulate)
+    if db is not None:
+        add_column_sums(db, dy)
+    if dx is not None:
+        if pre_gelu is None:
+            product(dx, dy, w, NN)
+        else:
+            product(dx, dy, w, NN, epilogue=GELU_GRADIENT, extra=pre_gelu)
+
+
+def product(c, a, b, layout, accumulate=False, epilogue=NOTHING, bias=_NO_VECTOR, extra=_NO_MATRIX):
+    """c (+)= a b, see `gemm`, with its scratch memory."""
+    shared = scratch("gemm shared", SHARED_FLOATS + 64 * 1024)
+    threads = get_num_threads()
+    private = scratch("gemm private", threads, BLOCK_FLOATS + 64 * 1024)
+    gemm(c, a, b, layout, accumulate, epilogue, bias, extra, shared, private, scratch("gemm counter", 8, dtype=np.int64), threads)
+
+
+@helper
+def _dot(x, w, i, j):
+    total = np.float32(0)
+    for k in range(x.shape[1]):
+        total += x[i, k] * w[j, k]
+    return total
+
+
+@kernel(matrix, matrix, matrix, i64, vector, matrix)
+def few_rows(y, x, w, epilogue, bias, extra):
+    """y [N, OC] = x [N, C] w^T [OC, C] for a few rows, as dot products: every weight is read once, where it lies."""
+    for j in prange(w.shape[0]):
+        for i in range(x.shape[0]):
+            value = _dot(x, w, i, j)
+            if epilogue != NOTHING:
+                value += bias[j]
+            if epilogue == BIAS_RESIDUAL:
+                value += extra[i, j]
+            elif epilogue == BIAS_GELU:
+                extra[i, j] = value
+                value = gelu(value)
+            y[i, j] = value
+
+
+COLUMNS = 64  # to a task: four cache lines of a row
+
+
+@kernel(vector, matrix)
+def add_column_sums(db, dy):
+    """db [OC] += dy [N, OC] summed over the rows, from the first to the last."""
+    for block in prange((dy.shape[1] + COLUMNS - 1) // COLUMNS):
+        start, end = block * COLUMNS, min(dy.shape[1], (block + 1) * COLUMNS)
+        total = np.zeros(COLUMNS, np.float32)
+        for i in range(dy.shape[0]):
+            for j in range(start, end):
+                total[j - start] += dy[i, j]
+        for j in range(start, end):
+            db[j] += total[j - start]

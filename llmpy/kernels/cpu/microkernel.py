@@ -1,0 +1,219 @@
+"""The innermost loops of every matrix product, emitted as LLVM IR: what a C library would write in assembly.
+
+`make_tile` gives C[rows, columns] (+)= A^T B over packed panels, all accumulators in registers. `make_transpose` and `make_copy` move a few
+vectors at a time while panels are packed. Addresses are integers, strides count floats.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from llmpy.kernels.cpu.isa import TileShape
+
+F32, I1, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(32), ir.IntType(64)
+
+
+def make_tile(shape: TileShape) -> Any:
+    """The micro-kernel of a tile shape: tile(depth, a, b, c, ldc, accumulate), depth >= 1.
+
+    a [depth, rows], b [depth, columns], c [rows, columns] with rows `ldc` apart.
+    """
+    rows, vectors, width = shape.rows, shape.vectors, shape.width
+    VEC = ir.VectorType(F32, width)
+    cells = [(i, j) for i in range(rows) for j in range(vectors)]
+
+    @intrinsic
+    def tile(typingctx, depth, a, b, c, ldc, accumulate):
+        signature = types.void(types.int64, types.uintp, types.uintp, types.uintp, types.int64, types.boolean)
+
+        def body(build, args):
+            depth, a, b, c, ldc, accumulate = args
+            fma = _declare(build, f"llvm.fma.v{width}f32", ir.FunctionType(VEC, [VEC] * 3))
+            entry, loop = build.block, build.append_basic_block("depth")
+            store, add, end = (build.append_basic_block(name) for name in ("store", "add", "end"))
+            build.branch(loop)
+
+            build.position_at_end(loop)
+            k = build.phi(I64)
+            sums = {cell: build.phi(VEC) for cell in cells}
+            panel_a = build.add(a, build.mul(k, I64(rows * 4)))
+            panel_b = build.add(b, build.mul(k, I64(shape.columns * 4)))
+            columns = [_load(build, panel_b, j * width, VEC) for j in range(vectors)]
+            following = {}
+            for i in range(rows):
+                value = _broadcast(build, _load(build, panel_a, i, F32), width)
+                for j in range(vectors):
+                    following[i, j] = build.call(fma, [value, columns[j], sums[i, j]])
+            k_next = build.add(k, I64(1))
+            k.add_incoming(I64(0), entry)
+            k.add_incoming(k_next, loop)
+            for cell in cells:
+                sums[cell].add_incoming(ir.Constant(VEC, None), entry)
+                sums[cell].add_incoming(following[cell], loop)
+            done = build.append_basic_block("done")
+            build.cbranch(build.icmp_signed("<", k_next, depth), loop, done)
+
+            build.position_at_end(done)
+            build.cbranch(accumulate, add, store)
+            for block in (store, add):
+                build.position_at_end(block)
+                for i in range(rows):
+                    row = build.add(c, build.mul(ldc, I64(i * 4)))
+                    for j in range(vectors):
+                        value = following[i, j]
+                        if block is add:
+                            value = build.fadd(value, _load(build, row, j * width, VEC))
+                        _store(build, row, j * width, value)
+                build.branch(end)
+            build.position_at_end(end)
+
+        return signature, _call(f"llmpy_tile_{rows}x{vectors}x{width}", [I64, I64, I64, I64, I64, I1], body)
+
+    return tile
+
+
+def make_transpose(size: int) -> Any:
+    """transpose(source, source_stride, target, target_stride): a size x size block; size is a power of two.
+
+    Rows are merged with the row `step` below, step = 1, 2, 4 ...: log2(size) rounds of two-source shuffles.
+    """
+    VEC = ir.VectorType(F32, size)
+
+    @intrinsic
+    def transpose(typingctx, source, source_stride, target, target_stride):
+        signature = types.void(types.uintp, types.int64, types.uintp, types.int64)
+
+        def body(build, args):
+            source, source_stride, target, target_stride = args
+            block = [_load(build, build.add(source, build.mul(source_stride, I64(i * 4))), 0, VEC) for i in range(size)]
+            step = 1
+            while step < size:
+                low = [i if not i & step else size + i - step for i in range(size)]
+                high = [i + step if not i & step else size + i for i in range(size)]
+                merged = list(block)
+                for i in range(size):
+                    if not i & step:
+                        upper, lower = block[i], block[i + step]
+                        for place, lanes in ((i, low), (i + step, high)):
+                            merged[place] = build.shuffle_vector(upper, lower, _lanes(lanes))
+                block, step = merged, step * 2
+            for i, row in enumerate(block):
+                _store(build, build.add(target, build.mul(target_stride, I64(i * 4))), 0, row)
+
+        return signature, _call(f"llmpy_transpose_{size}", [I64] * 4, body)
+
+    return transpose
+
+
+def make_copy(size: int, width: int) -> Any:
+    """copy(source, target): `size` floats, in vectors of at most `width`."""
+    pieces = []
+    start = 0
+    while start < size:
+        piece = min(width, 1 << ((size - start).bit_length() - 1))
+        pieces.append((start, piece))
+        start += piece
+
+    @intrinsic
+    def copy(typingctx, source, target):
+        def codegen(context, build, sig, args):
+            for start, piece in pieces:
+                _store(build, args[1], start, _load(build, args[0], start, ir.VectorType(F32, piece)))
+            return context.get_dummy_value()
+
+        return types.void(types.uintp, types.uintp), codegen
+
+    return copy
+
+
+@intrinsic
+def load_float(typingctx, address):
+    """The float32 at an address."""
+
+    def codegen(context, build, sig, args):
+        return _load(build, args[0], 0, F32)
+
+    return types.float32(types.uintp), codegen
+
+
+@intrinsic
+def store_float(typingctx, address, value):
+    """Write a float32 at an address."""
+
+    def codegen(context, build, sig, args):
+        _store(build, args[0], 0, args[1])
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.float32), codegen
+
+
+@intrinsic
+def float_from_bits(typingctx, bits):
+    """The float32 with the bits of an int32."""
+
+    def codegen(context, build, sig, args):
+        return build.bitcast(args[0], F32)
+
+    return types.float32(types.int32), codegen
+
+
+@intrinsic
+def fetch_add(typingctx, address):
+    """The int64 at an address, which grows by one: how threads take tasks from a list. Atomic."""
+
+    def codegen(context, build, sig, args):
+        return build.atomic_rmw("add", build.inttoptr(args[0], I64.as_pointer()), I64(1), "monotonic")
+
+    return types.int64(types.uintp), codegen
+
+
+def _call(name, argument_types, body):
+    """Code generation for a call of the LLVM function `name`, which is built where a module does not have it yet.
+
+    It is not inlined: a copy at each of its call sites would only cost compile time.
+    """
+
+    def codegen(context, build, sig, args):
+        function = build.module.globals.get(name)
+        if function is None:
+            function = ir.Function(build.module, ir.FunctionType(ir.VoidType(), argument_types), name)
+            function.linkage = "linkonce_odr"
+            function.attributes.add("noinline")
+            inner = ir.IRBuilder(function.append_basic_block("entry"))
+            body(inner, function.args)
+            inner.ret_void()
+        build.call(function, args)
+        return context.get_dummy_value()
+
+    return codegen
+
+
+def _declare(build, name, function_type):
+    return build.module.globals.get(name) or ir.Function(build.module, function_type, name)
+
+
+def _pointer(build, address, offset, kind):
+    if offset:
+        address = build.add(address, I64(offset * 4))
+    return build.inttoptr(address, kind.as_pointer())
+
+
+def _load(build, address, offset, kind):
+    return build.load(_pointer(build, address, offset, kind), align=4)
+
+
+def _store(build, address, offset, value):
+    build.store(value, _pointer(build, address, offset, value.type), align=4)
+
+
+def _lanes(indices):
+    return ir.Constant(ir.VectorType(I32, len(indices)), [I32(i) for i in indices])
+
+
+def _broadcast(build, scalar, width):
+    undefined = ir.Constant(ir.VectorType(F32, width), ir.Undefined)
+    return build.shuffle_vector(build.insert_element(undefined, scalar, I32(0)), undefined, _lanes([0] * width))

@@ -1,0 +1,48 @@
+"""Scratch memory of the kernels, and the threads that use it: taken when first needed, reused by every call after."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numba
+import numpy as np
+
+from llmpy.errors import UserError
+from llmpy.memory import MemoryPlan
+
+_arrays: dict[str, np.ndarray] = {}
+
+
+def scratch(name: str, *shape: int, dtype: type = np.float32) -> np.ndarray:
+    """The array of this name, at least as large as `shape` along every axis; it grows where a call needs more."""
+    array = _arrays.get(name)
+    if array is None or len(shape) != array.ndim or any(have < want for have, want in zip(array.shape, shape, strict=True)):
+        plan = MemoryPlan()
+        plan.add("kernels", name, *shape, dtype=dtype)
+        array = _arrays[name] = plan.take()[name]
+    return array
+
+
+def scratch_bytes() -> int:
+    """Bytes of scratch taken so far."""
+    return sum(array.nbytes for array in _arrays.values())
+
+
+def physical_cores() -> int:
+    """Cores this process may use, hyper-threads not counted: two threads on one core share its multipliers."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for cpu in usable:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
+    return max(1, len(cores))
+
+
+def set_threads(n: int | None = None) -> int:
+    """Use n threads from now on (default: the physical cores) and return n. Raises UserError where there are not that many."""
+    n = n or min(physical_cores(), numba.config.NUMBA_NUM_THREADS)
+    if not 1 <= n <= numba.config.NUMBA_NUM_THREADS:
+        raise UserError(f"--threads {n}: this machine offers 1 to {numba.config.NUMBA_NUM_THREADS}")
+    numba.set_num_threads(n)
+    return n
