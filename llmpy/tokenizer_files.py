@@ -84,8 +84,9 @@ def write_json(tokens: list[bytes], end_of_text: int | None) -> str:
 
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     vocabulary = {piece(token): i for i, token in enumerate(plain)}
-    added = [] if end_of_text is None else [{"id": end_of_text, "content": END_OF_TEXT, **special}]
-    if added:
+    added = []
+    if end_of_text is not None:
+        added = [{"id": end_of_text, "content": END_OF_TEXT, **special}]
         vocabulary[END_OF_TEXT] = end_of_text
     model = {
         "type": "BPE",
@@ -94,7 +95,13 @@ def write_json(tokens: list[bytes], end_of_text: int | None) -> str:
         "vocab": vocabulary,
         "merges": [[piece(a), piece(b)] for a, b in derive_merges(plain)],
     }
-    whole = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None}
+    whole: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": None,
+    }
     whole |= {"pre_tokenizer": _BYTE_LEVEL, "post_processor": _BYTE_LEVEL, "decoder": _BYTE_LEVEL, "model": model}
     return json.dumps(whole, ensure_ascii=False)
 
@@ -118,8 +125,8 @@ def parse_json(source: dict[str, Any]) -> Vocabulary | None:
         if end_of_text != len(ids):
             return None
     pieces = sorted(ids, key=ids.__getitem__)
-    tokens = [piece_to_bytes(piece) for piece in pieces]
-    if [ids[piece] for piece in pieces] != list(range(len(pieces))) or None in tokens:
+    tokens = [token for piece in pieces if (token := piece_to_bytes(piece)) is not None]
+    if [ids[piece] for piece in pieces] != list(range(len(tokens))):
         return None
     if len(tokens) < 256 or any(len(token) != 1 for token in tokens[:256]):
         return None
@@ -162,11 +169,11 @@ def parse_llmc(data: bytes, where: str) -> Vocabulary:
         at += 1 + length
         if length == 0 or at > len(data):
             raise UserError(f"{where}: damaged at token {len(tokens) - 1}: copy it again")
-    if len(tokens) != count or end_of_text >= count:
+    if len(tokens) != count or end_of_text != count - 1:
         raise UserError(
             f"{where}: {len(tokens)} tokens where its header says {count}, end-of-text {end_of_text}: copy it again"
         )
-    plain = {token for i, token in enumerate(tokens) if i != end_of_text}
-    if len(plain) != count - 1 or any(bytes([byte]) not in plain for byte in range(256)):
+    plain = set(tokens[:end_of_text])
+    if len(plain) != end_of_text or any(bytes([byte]) not in plain for byte in range(256)):
         raise UserError(f"{where}: a token stands twice or a byte has none: damaged, or no byte-level vocabulary")
     return tokens, end_of_text

@@ -70,7 +70,7 @@ def _is_wrapped(lines: list[str]) -> bool:
 
 
 def _first_word(line: str) -> str:
-    return re.match(r"[^\s-]*-?", line.lstrip())[0]
+    return re.findall(r"[^\s-]*-?", line.lstrip())[0]
 
 
 def _join(lines: list[str]) -> str:

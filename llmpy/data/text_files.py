@@ -39,8 +39,9 @@ class Piece(NamedTuple):
 
     split: Split
     text: str
-    starts_document: bool
+    starts_document: bool  # or the part of one that validates
     source_bytes: int  # how much of the corpus's size it accounts for, for the progress
+    is_tail: bool = False  # what starts is such a part: the document has been counted
 
 
 @dataclass
@@ -67,14 +68,14 @@ class HoldOut:
         self._held_out += size
         return True
 
-    def split_text(self, text: str) -> Iterator[tuple[Split, str]]:
-        """A document in memory -> its parts (split, text)."""
+    def pieces_of(self, text: str, source_bytes: int) -> Iterator[Piece]:
+        """A document in memory, none if it is empty."""
         if self.gives_tail(len(text)):
             cut = cut_text(text, round(len(text) * (1 - self.fraction)))
-            yield "train", text[:cut]
-            yield "val", text[cut:]
+            yield Piece("train", text[:cut], True, source_bytes)
+            yield Piece("val", text[cut:], True, 0, is_tail=True)
         elif text:
-            yield ("val" if self.takes(len(text)) else "train"), text
+            yield Piece("val" if self.takes(len(text)) else "train", text, True, source_bytes)
 
 
 def default_fraction(total: int) -> float:
@@ -158,8 +159,7 @@ def _jsonl_pieces(path: Path, field: str, hold_out: HoldOut) -> Iterator[Piece]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             text = parse_json_line(line, f"{path}, line {number}", field)
-            for split, part in hold_out.split_text(text):
-                yield Piece(split, part, True, len(line) * len(part) // len(text))
+            yield from hold_out.pieces_of(text, len(line))
 
 
 def parse_json_line(line: bytes, where: str, field: str) -> str:
@@ -199,7 +199,7 @@ def _plain_pieces(path: Path, hold_out: HoldOut) -> Iterator[Piece]:
     else:
         ranges = [("val" if hold_out.takes(size) else "train", 0, size)]
     for split, start, stop in ranges:
-        starts, trim = True, False
+        starts, trim, is_tail = True, False, start > 0
         for block in _blocks(path, start, stop):
             text = _decode(path, *block)
             segments = _SEPARATOR_LINE.split(text)
@@ -208,10 +208,11 @@ def _plain_pieces(path: Path, hold_out: HoldOut) -> Iterator[Piece]:
                 segment = segment.removeprefix("\n") if trim else segment
                 segment = segment.removesuffix("\n") if i + 1 < len(segments) else segment
                 if segment:
-                    yield Piece(split, segment, starts, len(block[1]) * len(segment) // len(text))
-                    starts, trim = False, False
+                    share = len(block[1]) * len(segment) // len(text)
+                    yield Piece(split, segment, starts, share, is_tail=is_tail)
+                    starts = trim = is_tail = False
                 if i + 1 < len(segments):
-                    starts, trim = True, True
+                    starts, trim, is_tail = True, True, False
 
 
 def _cut_file(path: Path, size: int, wish: int) -> int:

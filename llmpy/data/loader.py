@@ -1,0 +1,155 @@
+"""Batches from shards of tokens, in llm.c's order, with a state from which they go on exactly.
+
+One sample is world * B * T tokens in a row, of which each rank takes its own B * T (and the one that follows, as the
+last target). What does not fill a sample at a shard's end is left out.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmpy.data.shards import check_vocabulary, open_shard, shard_files, shard_info
+from llmpy.errors import UserError
+from llmpy.rng import MersenneTwister
+
+SHUFFLE_SEED = 42  # llm.c's
+_CHECKED_AT_START = 1 << 24  # tokens of the first shard; every batch is checked besides
+
+
+class DataLoader:
+    """`next_batch()` gives x, y int32 [B, T], y being x moved on by one token. It starts over at the end of an epoch.
+
+    Each epoch shuffles the shards, and the samples inside each shard, where `shuffle` is set; all ranks alike, so that
+    together they read every token once. `vocab_size` None leaves ids unchecked. UserError for shards that are missing,
+    damaged, of another vocabulary, or too short for a batch.
+    """
+
+    def __init__(
+        self,
+        pattern: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        B: int,
+        T: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        shuffle: bool = True,
+        seed: int = SHUFFLE_SEED,
+        vocab_size: int | None = None,
+    ) -> None:
+        self.B, self.T, self.rank, self.world, self.shuffle = B, T, rank, world, shuffle
+        self.vocab_size = vocab_size
+        self.files: list[Path] = shard_files(pattern)
+        self.shard_tokens = [shard_info(path).tokens for path in self.files]
+        self.samples_per_shard = [(tokens - 1) // self.sample_tokens for tokens in self.shard_tokens]
+        if not any(self.samples_per_shard):
+            raise self._too_short()
+        if vocab_size is not None:
+            check_vocabulary(open_shard(self.files[0])[:_CHECKED_AT_START], vocab_size, self.files[0])
+        self._rng = MersenneTwister(seed)
+        self._shard_order = list(range(len(self.files)))
+        self.epoch = -1
+        self._start_epoch()
+
+    @property
+    def sample_tokens(self) -> int:
+        """Tokens that all ranks read together in one batch."""
+        return self.world * self.B * self.T
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all shards."""
+        return sum(self.shard_tokens)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return sum(self.samples_per_shard)
+
+    def reset(self) -> None:
+        """To the first batch of an epoch: of the same order where there is no shuffle, else of a new one."""
+        self._start_epoch()
+
+    def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
+        """x, y int32 [B, T], C-contiguous, each a copy of its own."""
+        while self._sample == len(self._sample_order):  # not only once: a shard may be too short for a sample
+            if self._position + 1 == len(self.files):
+                self._start_epoch()
+            else:
+                self._open_shard(self._position + 1)
+        start = int(self._sample_order[self._sample]) * self.sample_tokens + self.rank * self.B * self.T
+        self._sample += 1
+        tokens = self._tokens[start : start + self.B * self.T + 1]
+        if self.vocab_size is not None and tokens.max() >= self.vocab_size:
+            check_vocabulary(self._tokens, self.vocab_size, self._path)  # finds where, and says it
+        x, y = tokens[:-1].astype(np.int32), tokens[1:].astype(np.int32)
+        return x.reshape(self.B, self.T), y.reshape(self.B, self.T)
+
+    def state(self) -> dict[str, Any]:
+        """All that `set_state` needs for the batches to go on from here, in types that JSON can hold."""
+        return {
+            "epoch": self.epoch,
+            "shard_order": list(self._shard_order),
+            "position": self._position,  # in shard_order
+            "sample": self._sample,  # the next one inside the shard
+            "rng": self._shard_rng,  # as it was before the samples of the shard were shuffled
+            "shard_tokens": list(self.shard_tokens),
+            "sample_tokens": self.sample_tokens,
+            "shuffle": self.shuffle,
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken. UserError if the shards or the sizes are not those of then."""
+        for key, now in (
+            ("shard_tokens", self.shard_tokens),
+            ("sample_tokens", self.sample_tokens),
+            ("shuffle", self.shuffle),
+        ):
+            if state.get(key) != now:
+                raise UserError(
+                    f"cannot go on in the data: {key} was {state.get(key)} and is {now} now; give the same shards, "
+                    f"batch size, sequence length and number of processes as before"
+                )
+        order, position, sample = state["shard_order"], state["position"], state["sample"]
+        if sorted(order) != list(range(len(self.files))) or not 0 <= position < len(order):
+            raise UserError("cannot go on in the data: the saved order of shards is damaged")
+        if not 0 <= sample <= self.samples_per_shard[order[position]]:
+            raise UserError(f"cannot go on in the data: shard {order[position]} has no sample {sample}")
+        self.epoch, self._shard_order = state["epoch"], list(order)
+        try:
+            self._rng.set_state(state["rng"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"cannot go on in the data: the saved state of the shuffle is damaged ({error})") from error
+        self._open_shard(position)
+        self._sample = sample
+
+    def _start_epoch(self) -> None:
+        self.epoch += 1
+        if self.shuffle:  # on top of the last epoch's order, as llm.c does
+            self._shard_order = [self._shard_order[i] for i in self._rng.permutation(len(self.files))]
+        self._open_shard(0)
+
+    def _open_shard(self, position: int) -> None:
+        """The shard at `position` of this epoch's order, at its first sample."""
+        self._position, self._sample = position, 0
+        shard = self._shard_order[position]
+        self._path = self.files[shard]
+        self._tokens = open_shard(self._path)
+        self._shard_rng = self._rng.state()
+        samples = self.samples_per_shard[shard]
+        self._sample_order = self._rng.permutation(samples) if self.shuffle else range(samples)
+
+    def _too_short(self) -> UserError:
+        tokens = max(self.shard_tokens)
+        path = self.files[self.shard_tokens.index(tokens)]
+        across = f" x {self.world} processes" if self.world > 1 else ""
+        limits = {
+            "the sequence length": (tokens - 1) // (self.world * self.B),
+            "the batch size": (tokens - 1) // (self.world * self.T),
+        }
+        ways = " or ".join(f"{what} to at most {limit}" for what, limit in limits.items() if limit)
+        return UserError(
+            f"{path} is too short: {tokens} tokens, but one batch of {self.B} x {self.T}{across} takes "
+            f"{self.sample_tokens + 1}: lower {ways or 'both batch size and sequence length'}, or give more text"
+        )
