@@ -22,7 +22,8 @@ def linear_backward(dx, dw, db, dy, x, w, pre_gelu=None, accumulate=True):
 
     dx may be x itself, or None; with `pre_gelu` [N, C], where x = gelu(pre_gelu), dx is the gradient of pre_gelu.
     """
-    dw[:] = dw * accumulate + dy.T @ x
+    product = dy.T @ x
+    dw[:] = dw + product if accumulate else product  # not dw * accumulate: what is there may be NaN
     if db is not None:
         db += dy.sum(0)
     if dx is not None:

@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+
+from llmpy.kernels import reference
+from tests.kernels.numerics import assert_agree, compare, numerical_gradient
+
+TIMES = (1, 2, 7, 64, 129, 300)
+HEAD_SIZES = (1, 8, 16, 40, 64, 80, 96, 128)
+SHAPES = [(1, T, 2, 2, hs) for T in TIMES for hs in HEAD_SIZES] + [  # B, T, NH, NKV, hs
+    (2, 65, 4, 1, 24),
+    (3, 37, 6, 2, 16),
+    (2, 130, 5, 5, 33),
+    (1, 1025, 1, 1, 64),
+]
+FLOOR = 2e-6  # of values around 1: the scores' gradients are differences that cancel, to zero where there is one key
+
+
+def forward(backend, arrays, q, k, v):
+    B, T, NH, hs = q.shape
+    y, lse = arrays.empty(B, T, NH, hs), arrays.empty(B, NH, T)
+    backend.attention_forward(y, lse, q, k, v)
+    return y, lse
+
+
+@pytest.mark.parametrize(("B", "T", "NH", "NKV", "hs"), SHAPES)
+def test_forward_agrees_with_the_reference(backend, arrays, B, T, NH, NKV, hs):
+    compare(backend, "attention_forward", arrays.empty(B, T, NH, hs), arrays.empty(B, NH, T), *arrays.qkv(B, T, NH, NKV, hs))
+
+
+@pytest.mark.parametrize(("B", "T", "NH", "NKV", "hs"), SHAPES)
+def test_backward_in_place_agrees_with_the_reference(backend, arrays, B, T, NH, NKV, hs):
+    q, k, v = arrays.qkv(B, T, NH, NKV, hs)
+    y, lse = forward(backend, arrays, q, k, v)
+    compare(backend, "attention_backward", q, k, v, arrays.normal(B, T, NH, hs), q, k, v, y, lse, floor=FLOOR)
+
+
+@pytest.mark.parametrize(("NH", "NKV"), [(3, 3), (6, 2)])
+def test_backward_into_other_arrays_leaves_its_inputs_alone(backend, arrays, NH, NKV):
+    B, T, hs = 2, 70, 20
+    q, k, v = arrays.normal(B, T, NH, hs), arrays.normal(B, T, NKV, hs), arrays.normal(B, T, NKV, hs)
+    y, lse = forward(backend, arrays, q, k, v)
+    dq, dk, dv = arrays.qkv(B, T, NH, NKV, hs)  # inputs contiguous, gradients not: each may have strides of its own
+    compare(backend, "attention_backward", dq, dk, dv, arrays.normal(B, T, NH, hs), q, k, v, y, lse, floor=FLOOR)
+
+
+@pytest.mark.parametrize(("S", "T", "NH", "NKV", "hs"), [(1, 1, 1, 1, 1), (3, 9, 2, 2, 40), (2, 130, 6, 2, 64), (5, 300, 4, 1, 80)])
+def test_decoding_agrees_with_the_reference(backend, arrays, S, T, NH, NKV, hs):
+    q, keys, values = arrays.normal(S, NH, hs), arrays.normal(S, T, NKV, hs), arrays.normal(S, T, NKV, hs)
+    positions = arrays.tokens(T, S)
+    positions[0] = T - 1
+    for s in range(S):  # what lies beyond a position must not be looked at
+        keys[s, positions[s] + 1 :], values[s, positions[s] + 1 :] = 1e30, 1e30
+    compare(backend, "attention_decode", arrays.empty(S, NH, hs), q, keys, values, positions)
+
+
+def test_decoding_is_the_last_row_of_the_whole(backend, arrays):
+    q, k, v = arrays.normal(2, 50, 4, 16), arrays.normal(2, 50, 2, 16), arrays.normal(2, 50, 2, 16)
+    y, _ = forward(backend, arrays, q, k, v)
+    last = arrays.empty(2, 4, 16)
+    backend.attention_decode(last, np.ascontiguousarray(q[:, -1]), k, v, np.full(2, 49, np.int32))
+    assert_agree(last, y[:, -1].astype(float))
+
+
+def test_the_past_does_not_see_the_future(backend, arrays):
+    q, k, v = arrays.qkv(1, 150, 2, 2, 32)
+    y, lse = forward(backend, arrays, q, k, v)
+    for x in (q, k, v):
+        x[:, 100:] = 7
+    again, lse_again = forward(backend, arrays, q, k, v)
+    np.testing.assert_array_equal(y[:, :100], again[:, :100])
+    np.testing.assert_array_equal(lse[:, :, :100], lse_again[:, :, :100])
+
+
+@pytest.mark.parametrize("size", [30.0, 1e3, 1e5])
+def test_large_scores_do_not_overflow(backend, arrays, size):
+    """Scores of 1e3 and more: the softmax is all but one-hot, exp of a score alone would be infinite, and of its negative zero."""
+    q, k, v = arrays.qkv(1, 70, 2, 2, 16)
+    q[:] = np.rint(q * 4) / 4 * size  # few bits, so that float32 has the scores exactly and a tie is a tie in both
+    k[:] = np.rint(k * 4) / 4
+    y, lse = arrays.empty(*q.shape), arrays.empty(1, 2, 70)
+    # a log-sum-exp of that size has only so many digits after the point
+    compare(backend, "attention_forward", y, lse, q, k, v, tolerance=1e-6 * size)
+    backend.attention_backward(q, k, v, arrays.normal(*q.shape), q, k, v, y, lse)
+    assert all(np.isfinite(x).all() for x in (q, k, v))
+
+
+@pytest.mark.parametrize(("B", "T", "NH", "NKV", "hs"), [(1, 1, 1, 1, 2), (2, 3, 2, 2, 3), (1, 4, 4, 2, 2), (1, 3, 3, 1, 1)])
+def test_gradients_agree_with_differences(doubles, B, T, NH, NKV, hs):
+    q, k, v = doubles.qkv(B, T, NH, NKV, hs)
+    dy = doubles.normal(B, T, NH, hs)
+
+    def loss():
+        return (forward(reference, doubles, q, k, v)[0] * dy).sum()
+
+    y, lse = forward(reference, doubles, q, k, v)
+    gradients = doubles.qkv(B, T, NH, NKV, hs)
+    reference.attention_backward(*gradients, dy, q, k, v, y, lse)
+    for gradient, x in zip(gradients, (q, k, v), strict=True):
+        assert_agree(gradient, numerical_gradient(loss, x), 1e-6, floor=1e-9)
