@@ -23,7 +23,7 @@ LAYERS = (
         "llmpy.tokenizer_files",
         "llmpy.tokenizers",
     ),
-    ("llmpy.config", "llmpy.distributed", "llmpy.optimizer", "llmpy.parameters", "llmpy.schedule"),
+    ("llmpy.config", "llmpy.distributed", "llmpy.optimizer", "llmpy.parameters", "llmpy.sampling", "llmpy.schedule"),
     ("llmpy.kernels",),
     ("llmpy.download", "llmpy.errors", "llmpy.files", "llmpy.memory", "llmpy.progress", "llmpy.rng"),
 )
