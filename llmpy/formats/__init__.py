@@ -1,1 +1,83 @@
-"""Other people's files."""
+"""Model files of every origin: what a file or folder is, and the model in it. `llmpy.load` is here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from llmpy.config import GPT2_VOCAB_SIZE, GPT2Config
+from llmpy.errors import UserError
+from llmpy.formats import detect, hub, huggingface, llmc
+from llmpy.parameters import Parameters
+from llmpy.tokenizers import Tokenizer
+
+__all__ = ["LoadedModel", "load"]
+
+
+@dataclass
+class LoadedModel:
+    """A model ready to generate: `llmpy.Engine(model)`. `kind` says in words what it was read from."""
+
+    config: GPT2Config
+    parameters: Parameters
+    kind: str
+    source: Path
+    tokenizer_source: Path | str | None  # a file beside the model, "gpt2" where only that fits, or None
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """Read when it is first asked for. Raises UserError where it cannot be had."""
+        if self.tokenizer_source is None:
+            return None
+        if isinstance(self.tokenizer_source, Path):
+            return Tokenizer.load(self.tokenizer_source)
+        return Tokenizer.from_spec(self.tokenizer_source)
+
+
+def load(source: str | Path) -> LoadedModel:
+    """A run folder (its newest checkpoint), a checkpoint, a Hugging Face folder or name, or an llm.c `.bin`.
+
+    Raises UserError, in one line, for everything that is none of these or not whole.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        if not hub.is_hub_name(str(source)):
+            raise UserError(f"there is no file or folder {path}")
+        folder = hub.download_model(str(source))
+        return _from_folder(folder, f"Hugging Face model {source}", folder)
+    kind = detect.detect(path)
+    if kind == detect.RUN:
+        step = detect.newest_step(path)
+        if step is None:
+            raise UserError(f"{path} has no complete checkpoint yet: train on (llmpy train --resume), or give another")
+        return _from_folder(step, f"{kind}, {step.name}", path)
+    if kind == detect.FOLDER:
+        return _from_folder(path, kind, path)
+    if kind == detect.SAFETENSORS and (path.parent / huggingface.CONFIG).exists():
+        return _from_folder(path.parent, detect.FOLDER, path)
+    if kind == detect.LLMC_MODEL:
+        config, parameters = llmc.read_model(path)
+        return LoadedModel(config, parameters, kind, path, find_tokenizer(path, config))
+    raise UserError(f"{path} is {detect.with_article(kind)}, which holds no model to run: {detect.MODELS_HELP}")
+
+
+def _from_folder(folder: Path, kind: str, source: Path) -> LoadedModel:
+    if folder.name.startswith("step_") and not (folder / detect.DONE).exists():
+        raise UserError(f"{folder} is not complete (no {detect.DONE} in it): choose another checkpoint")
+    config, parameters = huggingface.read_model(folder)
+    return LoadedModel(config, parameters, kind, source, find_tokenizer(folder, config))
+
+
+def find_tokenizer(model: Path, config: GPT2Config) -> Path | str | None:
+    """The tokenizer of a model: beside it, in its run folder, or GPT-2's where the vocabulary has that size."""
+    if model.is_dir():
+        names = [model / hub.TOKENIZER, model.parent / hub.TOKENIZER if model.name.startswith("step_") else None]
+        if found := next((path for path in names if path is not None and path.exists()), None):
+            return found
+    else:
+        for path in (model.with_name(hub.TOKENIZER), model.with_name("gpt2_tokenizer.bin")):
+            if path.exists() and Tokenizer.load(path).vocab_size == config.vocab_size:
+                return path
+    # A vocabulary that was padded to a multiple of 64 or 128, as nanoGPT's, is GPT-2's too.
+    return "gpt2" if GPT2_VOCAB_SIZE <= config.vocab_size <= 50304 else None
