@@ -1,0 +1,116 @@
+"""From one file format to another: models, tokenizers and token shards, each written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from llmpy import formats
+from llmpy.data.shards import open_shard, shard_info, write_shard
+from llmpy.errors import UserError
+from llmpy.files import cannot_write, make_dir, sync_dir
+from llmpy.formats import detect, hub, huggingface, llmc
+from llmpy.tokenizers import Tokenizer
+
+TARGETS = ("llmc", "huggingface", "tokenizer", "shard")
+MODEL_DTYPES = ("float32", "bfloat16")
+SHARD_DTYPES = {"uint16": 2**16, "uint32": 2**32}  # and the size of the vocabulary that fits
+
+
+def convert(source: str, target: Path, to: str | None = None, dtype: str | None = None, force: bool = False) -> str:
+    """Writes `source` to `target` in another format and returns a line that says what was written.
+
+    `to` is one of TARGETS, by default what the kind of the source and the suffix of the target ask for; `dtype` that of
+    a model's weights (default float32) or of a shard's tokens. Raises UserError, with nothing written, for what does
+    not go together and, unless `force`, for a target that exists.
+    """
+    path = Path(source).expanduser()
+    kind = detect.detect(path) if path.exists() else None
+    to = to or _target_for(kind, target)
+    _check_target(target, to, force)
+    if to == "tokenizer":
+        return _convert_tokenizer(source, path, kind, target)
+    if to == "shard":
+        return _convert_shard(path, kind, target, dtype)
+    if dtype not in (None, *MODEL_DTYPES):
+        raise UserError(f"a model's --dtype is {' or '.join(MODEL_DTYPES)}, not {dtype}")
+    model = formats.load(source)
+    if to == "llmc":
+        llmc.write_model(target, model.config, model.parameters, dtype or "float32")
+    else:
+        _write_folder(target, model, dtype or "float32")
+    return f"{target}: {model.kind} as {'GPT-2 model of llm.c' if to == 'llmc' else 'Hugging Face folder'}"
+
+
+def _target_for(kind: str | None, target: Path) -> str:
+    if kind == detect.SHARD:
+        return "shard"
+    if kind in (detect.LLMC_TOKENIZER, detect.TOKENIZER_JSON):
+        return "tokenizer"
+    if target.suffix == ".bin":
+        return "llmc"
+    if target.suffix == "" or target.is_dir():
+        return "huggingface"
+    raise UserError(f"the name {target} does not say what to write: give --to {', '.join(TARGETS[:2])}")
+
+
+def _check_target(target: Path, to: str, force: bool) -> None:
+    is_folder = target.is_dir()
+    if to == "huggingface" and target.exists() and not is_folder:
+        raise UserError(f"{target} is a file, and a Hugging Face model is a folder: choose another name")
+    if to != "huggingface" and is_folder:
+        raise UserError(f"{target} is a folder: give the name of a file in it")
+    if target.exists() and not force and not (is_folder and not any(target.iterdir())):
+        raise UserError(f"{target} exists: choose another name, or --force to write over it")
+
+
+def _convert_tokenizer(source: str, path: Path, kind: str | None, target: Path) -> str:
+    if kind in (detect.LLMC_TOKENIZER, detect.TOKENIZER_JSON):
+        tokenizer: Tokenizer | None = Tokenizer.load(path)
+    elif kind is None and source in ("gpt2", "bytes"):
+        tokenizer = Tokenizer.from_spec(source)
+    else:
+        tokenizer = formats.load(source).tokenizer
+    if tokenizer is None:
+        raise UserError(f"{source} has no tokenizer beside it")
+    tokenizer.save(target)
+    return f"{target}: tokenizer {tokenizer.name}, {tokenizer.vocab_size} tokens"
+
+
+def _convert_shard(path: Path, kind: str | None, target: Path, dtype: str | None) -> str:
+    if kind != detect.SHARD:
+        raise UserError(f"{path} is no shard of tokens")
+    held = shard_info(path).dtype.name
+    dtype = dtype or next(name for name in SHARD_DTYPES if name != held)
+    if dtype not in SHARD_DTYPES:
+        raise UserError(f"a shard's --dtype is {' or '.join(SHARD_DTYPES)}, not {dtype}")
+    tokens = open_shard(path)
+    if (largest := int(tokens.max())) >= SHARD_DTYPES[dtype]:
+        raise UserError(f"{path} holds token {largest}, which {dtype} cannot: it stays {held}")
+    write_shard(target, tokens, SHARD_DTYPES[dtype])
+    return f"{target}: shard of {len(tokens)} tokens as {dtype}"
+
+
+def _write_folder(target: Path, model: formats.LoadedModel, dtype: str) -> None:
+    """A Hugging Face folder, under a temporary name first; over an existing one, file by file."""
+    # A tokenizer that would have to be downloaded is no part of the source.
+    tokenizer = model.tokenizer if isinstance(model.tokenizer_source, Path) else None
+    make_dir(target.parent)
+    workshop = make_dir(target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"))
+    try:
+        end_of_text = tokenizer.end_of_text if tokenizer else None
+        huggingface.write_model(workshop, model.config, model.parameters, dtype, end_of_text)
+        if tokenizer:
+            tokenizer.save(workshop / hub.TOKENIZER)
+        if target.exists():
+            for file in sorted(workshop.iterdir()):
+                os.replace(file, target / file.name)
+        else:
+            os.rename(workshop, target)
+    except OSError as error:
+        raise cannot_write(target, error) from error
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+    sync_dir(target.parent)
