@@ -43,7 +43,7 @@ _MASK = re.compile(r".*\.attn\.(masked_)?bias")  # a constant that old files car
 def read_model(folder: Path) -> tuple[GPT2Config, Parameters]:
     """The model in a folder, as float32. Raises UserError, before memory is taken, for what is missing or amiss."""
     config = read_config(folder)
-    tensors = _open_weights(folder, config)
+    tensors = open_weights(folder, config)
     parameters = Parameters(gpt2_table(config), plan_parameters(config, training=False).take()["parameters"])
     _fill(parameters, tensors)
     return config, parameters
@@ -51,7 +51,7 @@ def read_model(folder: Path) -> tuple[GPT2Config, Parameters]:
 
 def read_parameters(folder: Path, config: GPT2Config, parameters: Parameters) -> None:
     """The weights in a folder into `parameters`, which are those of a model of shape `config`."""
-    _fill(parameters, _open_weights(folder, config))
+    _fill(parameters, open_weights(folder, config))
 
 
 def read_config(folder: Path) -> GPT2Config:
@@ -124,7 +124,7 @@ def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
     return tensors
 
 
-def _open_weights(folder: Path, config: GPT2Config) -> dict[str, tuple[SafetensorsFile, str]]:
+def open_weights(folder: Path, config: GPT2Config) -> dict[str, tuple[SafetensorsFile, str]]:
     """Every tensor's name without prefix -> (file, name in it). All are there and of the right shape; none is read."""
     files = open_files(folder)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in files) else ""

@@ -1,0 +1,289 @@
+"""What `llmpy info` says of a file or folder: what it is, its sizes, and whether it is sound."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmpy.config import GPT2Config
+from llmpy.data import shards
+from llmpy.errors import UserError
+from llmpy.files import sha256_of
+from llmpy.formats import detect, find_tokenizer, hub, huggingface, llmc, llmc_debug
+from llmpy.formats.safetensors import SafetensorsFile
+from llmpy.parameters import gpt2_table, total_size
+from llmpy.progress import bar
+from llmpy.tokenizers import Tokenizer
+
+CHUNK = 4 * 2**20  # numbers looked at in one go
+FIRST_TOKENS = 24  # of a shard or a debug state, shown as text
+
+NamedTensor = tuple[str, str, np.ndarray]  # name, type in the file, the tensor as it lies there
+
+
+@dataclass
+class Description:
+    """`facts` by name, in the order to be shown; `problems` is empty where the thing is sound."""
+
+    path: str
+    kind: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    tensors: list[dict[str, Any]] = field(default_factory=list)
+
+
+def describe(path: Path, tokenizer: Tokenizer | None = None) -> Description:
+    """Describe whatever is at `path`; `tokenizer` shows tokens as text where none lies beside them.
+
+    Raises UserError, in the words of whoever reads such a file, where it is cut, damaged or of no kind that is read.
+    """
+    if not path.exists():
+        raise UserError(f"there is no file or folder {path}")
+    kind = detect.detect(path)
+    description = Description(str(path), kind)
+    if path.is_file():
+        description.facts["bytes"] = path.stat().st_size
+    describers = {
+        detect.RUN: _run,
+        detect.FOLDER: _folder,
+        detect.DATA_FOLDER: _data_folder,
+        detect.LLMC_MODEL: _llmc_model,
+        detect.DEBUG_STATE: _debug_state,
+        detect.LLMC_TOKENIZER: _tokenizer,
+        detect.TOKENIZER_JSON: _tokenizer,
+        detect.SHARD: _shard,
+        detect.SAFETENSORS: _safetensors,
+        detect.TEXT: _text,
+    }
+    describers[kind](path, description, tokenizer)
+    return description
+
+
+# ---- models --------------------------------------------------------------------------------------------------------
+
+
+def _llmc_model(path: Path, description: Description, _: Tokenizer | None) -> None:
+    header = llmc.read_model_header(path)
+    description.facts |= {"dtype": header.dtype, **_sizes(header.config)}
+    _tokenizer_of(path, header.config, description)
+    flat = np.memmap(path, llmc.DTYPES[header.dtype], "r", llmc.HEADER_BYTES).view(np.ndarray)
+
+    def tensors() -> Iterator[NamedTensor]:
+        start = 0
+        for spec in gpt2_table(header.config):
+            yield spec.name, header.dtype, flat[start : start + spec.size].reshape(spec.shape)
+            start += spec.size
+
+    _look_at(tensors(), flat.nbytes, description)
+
+
+def _folder(path: Path, description: Description, _: Tokenizer | None) -> None:
+    config = huggingface.read_config(path)
+    found = huggingface.open_weights(path, config)
+    description.facts |= _sizes(config)
+    _tokenizer_of(path, config, description)
+    if path.name.startswith("step_") and not (path / detect.DONE).exists():
+        description.problems.append(f"not complete: there is no {detect.DONE} in it")
+    size = sum(file.entries[name].stop - file.entries[name].start for file, name in found.values())
+    _look_at(((name, file.entries[name].dtype, file.tensor(name)) for file, name in found.values()), size, description)
+
+
+def _safetensors(path: Path, description: Description, tokenizer: Tokenizer | None) -> None:
+    """A file of any tensors; with a config.json beside it, a model."""
+    if path.name == huggingface.WEIGHTS and (path.parent / huggingface.CONFIG).exists():
+        _folder(path.parent, description, tokenizer)
+        return
+    file = SafetensorsFile(path)
+    description.facts |= {"numbers": sum(prod(entry.shape) for entry in file.entries.values()), **file.metadata}
+    tensors = ((entry.name, entry.dtype, file.tensor(entry.name)) for entry in file.entries.values())
+    _look_at(tensors, file.size, description)
+
+
+def _sizes(config: GPT2Config) -> dict[str, Any]:
+    table = gpt2_table(config)
+    padding = sum((spec.shape[0] - spec.rows) * prod(spec.shape[1:]) for spec in table if spec.rows)
+    return {
+        "parameters": total_size(table) - padding,
+        "layers": config.layers,
+        "heads": config.heads,
+        "channels": config.channels,
+        "context": config.context,
+        "vocab_size": config.vocab_size,
+    }
+
+
+def _tokenizer_of(path: Path, config: GPT2Config, description: Description) -> None:
+    """Where its tokenizer is; one with tokens that the model does not know is not its own."""
+    source = find_tokenizer(path, config)
+    description.facts["tokenizer"] = "none beside it" if source is None else str(source)
+    if isinstance(source, Path) and (size := Tokenizer.load(source).vocab_size) > config.vocab_size:
+        description.problems.append(f"{source} has {size} tokens, the model a vocabulary of {config.vocab_size}")
+
+
+def _look_at(tensors: Iterator[NamedTensor], size: int, description: Description) -> None:
+    """Every number once: the table of tensors, and a problem for each tensor with numbers that are not finite."""
+    with bar("reading", size, "B") as progress:
+        for name, dtype, tensor in tensors:
+            count, total, squares, bad = tensor.size, 0.0, 0.0, 0
+            flat = tensor.reshape(-1)
+            for start in range(0, count, CHUNK):
+                part = flat[start : start + CHUNK].astype(np.float64)
+                finite = np.isfinite(part)
+                if not finite.all():
+                    bad += int((~finite).sum())
+                    part = part[finite]
+                total += float(part.sum())
+                squares += float(np.dot(part, part))
+                progress.advance(flat[start : start + CHUNK].nbytes)
+            mean = total / max(count - bad, 1)
+            std = max(squares / max(count - bad, 1) - mean * mean, 0.0) ** 0.5
+            description.tensors.append(
+                {"name": name, "dtype": dtype, "shape": list(tensor.shape), "numbers": count, "mean": mean, "std": std}
+            )
+            if bad:
+                description.problems.append(f"{bad} of the {count} numbers of {name} are infinite or not a number")
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+
+def _run(path: Path, description: Description, tokenizer: Tokenizer | None) -> None:
+    """Its checkpoints, last losses, and the model of the newest checkpoint."""
+    steps = sorted(step for step in path.glob("step_*") if step.is_dir())
+    complete = [step.name for step in steps if (step / detect.DONE).exists()]
+    description.facts["checkpoints"] = complete or "none complete"
+    if len(complete) < len(steps):
+        description.facts["incomplete"] = [step.name for step in steps if step.name not in complete]
+    description.facts |= _last_losses(path / "main.log")
+    newest = detect.newest_step(path)
+    if newest is not None:
+        _folder(newest, description, tokenizer)
+    if (path / "config.toml").exists():
+        description.facts["config"] = _toml(path / "config.toml")
+
+
+def _last_losses(log: Path) -> dict[str, Any]:
+    """The newest of each figure in a main.log: "s:20 trl:3.2 lr:... norm:...", "s:20 tel:3.1", "s:20 eval:0.3"."""
+    if not log.exists():
+        return {}
+    names = {"trl": "train_loss", "tel": "val_loss", "eval": "eval"}
+    facts: dict[str, Any] = {}
+    for step, name, value in re.findall(r"^s:(\d+) (trl|tel|eval):(\S+)", log.read_text("utf-8", "replace"), re.M):
+        facts["last_step"] = int(step)
+        facts[names[name]] = float(value)
+    return facts
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+
+
+# ---- tokens and text -----------------------------------------------------------------------------------------------
+
+
+def _shard(path: Path, description: Description, tokenizer: Tokenizer | None) -> None:
+    info = shards.shard_info(path)
+    tokens = shards.open_shard(path)
+    largest = max(int(tokens[start : start + CHUNK].max()) for start in range(0, len(tokens), CHUNK))
+    description.facts |= {"tokens": info.tokens, "dtype": info.dtype.name, "largest_token": largest}
+    tokenizer = tokenizer or _tokenizer_beside(path)
+    if tokenizer and largest >= tokenizer.vocab_size:
+        description.problems.append(f"token {largest} is not in the vocabulary of {tokenizer.vocab_size} beside it")
+    _first_tokens(tokens, tokenizer, description)
+
+
+def _first_tokens(tokens: np.ndarray, tokenizer: Tokenizer | None, description: Description) -> None:
+    first = tokens[:FIRST_TOKENS].tolist()
+    description.facts["first_tokens"] = first
+    if tokenizer and 0 <= min(first) and max(first) < tokenizer.vocab_size:
+        description.facts["first_text"] = tokenizer.decode(first)
+
+
+def _tokenizer_beside(path: Path) -> Tokenizer | None:
+    for name in (hub.TOKENIZER, "gpt2_tokenizer.bin"):
+        if (beside := path.with_name(name)).exists():
+            return Tokenizer.load(beside)
+    return None
+
+
+def _data_folder(path: Path, description: Description, tokenizer: Tokenizer | None) -> None:
+    """Each split with its shards; where a manifest has sealed them, whether they are what it says."""
+    if (path / "manifest.json").exists():
+        manifest = huggingface.read_json(path / "manifest.json")
+        for name in ("title", "tokenizer_name", "vocab_size", "documents", "characters"):
+            if name in manifest:
+                description.facts[name] = manifest[name]
+        sealed = manifest.get("files")
+        for name, seal in sealed.items() if isinstance(sealed, dict) else ():
+            file = path / name
+            if not file.is_file() or seal != {"size": file.stat().st_size, "sha256": sha256_of(file)}:
+                description.problems.append(f"{name} is missing or not what was written: prepare it again")
+    first = None
+    for split in ("train", "val", ""):
+        files = [file for file in sorted(path.glob("*.bin")) if shards.is_shard(file) and _split_of(file) == split]
+        if files:
+            tokens = sum(shards.shard_info(file).tokens for file in files)
+            name = f"{split}_tokens" if split else "tokens"
+            description.facts |= {name: tokens, name.replace("tokens", "shards"): len(files)}
+            first = first or files[0]
+    if first is not None:
+        inside = Description(str(first), detect.SHARD)
+        _shard(first, inside, tokenizer)
+        description.facts |= {name: value for name, value in inside.facts.items() if name.startswith("first_")}
+        description.problems += [f"{first.name}: {problem}" for problem in inside.problems]
+
+
+def _split_of(file: Path) -> str:
+    return next((split for split in ("train", "val") if re.search(rf"(^|_){split}(_|$)", file.stem)), "")
+
+
+def _tokenizer(path: Path, description: Description, _: Tokenizer | None) -> None:
+    tokenizer = Tokenizer.load(path)
+    description.facts |= {
+        "name": tokenizer.name,
+        "vocab_size": tokenizer.vocab_size,
+        "end_of_text": tokenizer.end_of_text,
+        "longest_token": max((len(token) for token in tokenizer.tokens), default=0),
+    }
+
+
+def _debug_state(path: Path, description: Description, tokenizer: Tokenizer | None) -> None:
+    B, T, _ = llmc_debug.read_debug_header(path)
+    x, _ = llmc_debug.read_batch(path)
+    description.facts |= {"batch_size": B, "sequence_length": T}
+    _first_tokens(x[0], tokenizer, description)
+    description.facts["to_compare"] = f"llmpy info MODEL.bin --check {path}"
+
+
+def _text(path: Path, description: Description, _: Tokenizer | None) -> None:
+    decoder, characters, lines, first = codecs.getincrementaldecoder("utf-8")(), 0, 0, ""
+    with open(path, "rb") as file:
+        try:
+            while data := file.read(CHUNK):
+                text = decoder.decode(data)
+                characters, lines = characters + len(text), lines + text.count("\n")
+                first = first or next((line.strip() for line in text.splitlines() if line.strip()), "")
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            description.problems.append(f"it is not UTF-8 after character {characters}")
+    description.facts |= {"characters": characters, "lines": lines, "first_line": first[:80]}
+
+
+def to_json(description: Description) -> str:
+    """One object: path, kind, sound, problems, the facts, and the tensors."""
+    d = description
+    whole = {"path": d.path, "kind": d.kind, "sound": not d.problems, "problems": d.problems, **d.facts}
+    return json.dumps({**whole, "tensors": d.tensors}, indent=2, ensure_ascii=False, default=str)
