@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmpy.cli import device
 from llmpy.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,16 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--check", metavar="STATE", type=Path, help="compare an llm.c model with its debug state")
     parser.add_argument("--tokenizer", metavar="NAME", help="to show tokens as text: gpt2, bytes or a tokenizer's file")
-    parser.add_argument(
-        "--device", choices=["cpu", "reference"], default="cpu", help="the kernels of --check (default cpu)"
-    )
+    device.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     path = args.path.expanduser()
     if args.check:
-        return run_check(path, args.check.expanduser(), args.device, args.json)
+        return run_check(path, args)
 
     from llmpy.formats.describe import describe, to_json
     from llmpy.tokenizers import Tokenizer
@@ -84,13 +83,15 @@ def as_text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if "\n" in str(value) else str(value)
 
 
-def run_check(model: Path, state: Path, device: str, as_json: bool) -> int:
+def run_check(model: Path, args: argparse.Namespace) -> int:
     """Logits, loss and every gradient of our model beside those in the file."""
     from llmpy.formats.llmc_debug import check_debug_state
 
-    differences = check_debug_state(model, state, device)
+    state = args.check.expanduser()
+    device.start(args.device, args.threads)
+    differences = check_debug_state(model, state, args.device)
     failed = [difference.name for difference in differences if not difference.passed]
-    if as_json:
+    if args.json:
         print(json.dumps({"passed": not failed, "tensors": [vars(difference) for difference in differences]}, indent=2))
     else:
         for d in differences:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmpy.cli import device
 from llmpy.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,12 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="gpt2, bytes or a tokenizer's file (default: the one beside the model)",
     )
-    parser.add_argument(
-        "--threads", metavar="N", type=int, help="threads to compute with (default: the physical cores)"
-    )
-    parser.add_argument(
-        "--device", choices=["cpu", "reference"], default="cpu", help="whose kernels to use (default cpu)"
-    )
+    device.add_arguments(parser)
     parser.add_argument("-m", "--mode", choices=["generate", "chat"], default="generate", help=argparse.SUPPRESS)
     parser.add_argument("-y", "--system-prompt", help=argparse.SUPPRESS)
 
@@ -74,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args)
     seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
 
-    from llmpy import formats, kernels
+    from llmpy import formats
     from llmpy.engine import Engine, prompt_ids, stop_ids_of
     from llmpy.tokenizers import StreamDecoder, Tokenizer
 
@@ -82,8 +78,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer.from_spec(args.tokenizer) if args.tokenizer else model.tokenizer
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer beside it: give --tokenizer FILE, bytes or gpt2")
-    if hasattr(backend := kernels.load(args.device), "set_threads"):
-        backend.set_threads(args.threads)
+    device.start(args.device, args.threads)
     engine = Engine(model, args.device, tokenizer)
     ids = prompt_ids(tokenizer, prompt)
     stop_ids = stop_ids_of(tokenizer, not args.no_stop)
