@@ -27,7 +27,7 @@ def download(
     description = description or path.name
     if path.exists():
         if problem := _problem(path, size, sha256):
-            raise UserError(f"{path} is not the {description} of {url}: {problem}; delete it and run again")
+            raise UserError(f"{path} is not {description} from {url}: {problem}; delete it and run again")
         return path
     make_dir(path.parent)
     part = path.with_name(path.name + ".part")

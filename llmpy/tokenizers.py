@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -29,11 +30,12 @@ SPECS = "bytes, gpt2, bpe:N (N tokens, trained on the text) or a file (tokenizer
 # The possessive ++ and the case of white space at the end, as tiktoken has them, change no match but save backtracking.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 GPT2_VOCAB_SIZE = 50257
+_WORTH_A_THREAD = 1 << 18  # characters
 _GPT2_FINGERPRINT = "90952aff06353cb4"
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>")  # of GPT-2 and its descendants, of Llama 3
 
 
-class Tokenizer:
+class Tokenizer(ABC):
     """A vocabulary and the two ways through it.
 
     `tokens[id]` is the bytes of a token, `end_of_text` the id that separates documents (None if there is none), `name`
@@ -47,17 +49,27 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return len(self.tokens)
 
+    @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """text -> ids, uint32 [n]. Text that looks like a special token is encoded as the text it is."""
-        raise NotImplementedError
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
         """As `encode` for each of the texts, on several threads (default: all processors)."""
-        workers = min(threads or os.cpu_count() or 1, len(texts))
-        if workers <= 1:
+        workers = threads or os.cpu_count() or 1
+        if workers == 1 or sum(map(len, texts)) < _WORTH_A_THREAD:
             return [self.encode(text) for text in texts]
+        # Groups of texts: handing a short one to another thread takes longer than encoding it.
+        groups: list[list[str]] = [[]]
+        size = 0
+        for text in texts:
+            if size >= _WORTH_A_THREAD:
+                groups.append([])
+                size = 0
+            groups[-1].append(text)
+            size += len(text)
         with ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(self.encode, texts))
+            encoded = pool.map(lambda group: [self.encode(text) for text in group], groups)
+            return [ids for part in encoded for ids in part]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """ids -> the bytes they stand for, perhaps with a character cut at either end. ValueError for an unknown id."""
@@ -270,7 +282,8 @@ def _of_json(data: bytes, path: Path) -> Tokenizer:
         if "ByteLevel" in json.dumps(source.get("decoder")):
             return HuggingFaceTokenizer(path.name, data.decode())
     except Exception as error:  # whatever is wrong inside: `tokenizers` raises plain Exception
-        raise UserError(f"{path} is damaged or no tokenizer.json ({type(error).__name__}: {error})") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path} is damaged or no tokenizer.json ({reason})") from error
     raise UserError(f"{path}: only byte-level tokenizers (as of GPT-2, Llama 3, SmolLM) are read from a tokenizer.json")
 
 

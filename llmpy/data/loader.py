@@ -111,16 +111,17 @@ class DataLoader:
                     f"cannot go on in the data: {key} was {state.get(key)} and is {now} now; give the same shards, "
                     f"batch size, sequence length and number of processes as before"
                 )
-        order, position, sample = state["shard_order"], state["position"], state["sample"]
-        if sorted(order) != list(range(len(self.files))) or not 0 <= position < len(order):
-            raise UserError("cannot go on in the data: the saved order of shards is damaged")
-        if not 0 <= sample <= self.samples_per_shard[order[position]]:
-            raise UserError(f"cannot go on in the data: shard {order[position]} has no sample {sample}")
-        self.epoch, self._shard_order = state["epoch"], list(order)
         try:
+            order, position, sample = list(state["shard_order"]), int(state["position"]), int(state["sample"])
+            if sorted(order) != list(range(len(self.files))) or not 0 <= position < len(order):
+                raise ValueError("no such order of shards")
+            if not 0 <= sample <= self.samples_per_shard[order[position]]:
+                raise ValueError(f"shard {order[position]} has no sample {sample}")
             self._rng.set_state(state["rng"])
+            self.epoch = int(state["epoch"])
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"cannot go on in the data: the saved state of the shuffle is damaged ({error})") from error
+            raise UserError(f"cannot go on in the data: its saved state is damaged ({error})") from error
+        self._shard_order = order
         self._open_shard(position)
         self._sample = sample
 

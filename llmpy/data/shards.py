@@ -5,6 +5,7 @@ uint16 where the vocabulary allows (magic 20240520, version 1: GPT-2's shards), 
 
 import glob
 import os
+import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,32 +34,30 @@ def dtype_for(vocab_size: int) -> np.dtype:
 
 def _header(tokens: int, dtype: np.dtype) -> bytes:
     magic, version = next(kind for kind, kind_dtype in _KINDS.items() if kind_dtype == dtype)
-    header = np.zeros(HEADER_BYTES // 4, "<i4")
-    header[:3] = magic, version, tokens
-    return header.tobytes()
+    return struct.pack(f"<3i{HEADER_BYTES - 12}x", magic, version, tokens)
 
 
 def is_shard(path: str | os.PathLike[str]) -> bool:
     """Whether the file begins as a shard does, damaged or not."""
     try:
         with open(path, "rb") as file:
-            head = np.frombuffer(file.read(8), "<i4")
+            head = file.read(8)
     except OSError:
         return False
-    return len(head) == 2 and tuple(head.tolist()) in _KINDS
+    return len(head) == 8 and struct.unpack("<2i", head) in _KINDS
 
 
 def shard_info(path: str | os.PathLike[str]) -> ShardInfo:
     """What the header says, checked against the size of the file. UserError for what is no whole shard."""
     try:
         with open(path, "rb") as file:
-            header = np.frombuffer(file.read(12), "<i4").tolist()
+            header = file.read(12)
             size = file.seek(0, os.SEEK_END)
     except OSError as error:
         raise UserError(f"cannot read the shard {path}: {error.strerror}") from error
     if size < HEADER_BYTES:
         raise UserError(f"{path} is no shard of tokens: {size} bytes, less than a header; prepare or copy it again")
-    magic, version, tokens = header
+    magic, version, tokens = struct.unpack("<3i", header)
     dtype = _KINDS.get((magic, version))
     if dtype is None:
         raise UserError(

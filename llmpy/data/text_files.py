@@ -19,13 +19,13 @@ from llmpy.errors import UserError
 
 SUFFIXES = (".txt", ".md", ".jsonl")  # what a folder is searched for
 BLOCK = 1 << 20  # bytes read at a time from a plain file
-WINDOW = 1 << 16  # how far past the wished-for place a document may be cut for validation, in bytes or characters
+WINDOW = 1 << 16  # how far past the wished-for place a document may be cut, in bytes or characters
 MAX_DEFAULT_VALIDATION = 5_000_000  # bytes; more text than this only makes validation slower
 
 # A place where cutting a text changes no token: before a newline that something other than white space follows. In
 # GPT-2's pattern only runs of white space hold newlines, and such a run leaves its last character to what follows.
 # The bytes after the newline: letters, digits, and lead bytes of UTF-8 under which Unicode has no white space.
-_SAFE_CUT = re.compile(rb"\r?\n(?=[0-9A-Za-z\xc3-\xe0\xe4-\xf4]|\xe3[\x81-\xbf])")
+_SAFE_CUT = re.compile(rb"(?:\r\n|(?<!\r)\n)(?=[0-9A-Za-z\xc3-\xe0\xe4-\xf4]|\xe3[\x81-\xbf])")
 _SEPARATOR_LINE = re.compile(r"^<\|endoftext\|>[ \t]*$", re.MULTILINE)
 # Where a document is cut for validation, the best kind of place first.
 _BREAKS = (rb"\n<\|endoftext\|>[ \t]*\r?\n", rb"\n[ \t]*\r?\n", rb"\n", rb"[ \t]", rb"(?=[\x00-\x7f\xc0-\xff])")
@@ -85,12 +85,17 @@ def default_fraction(total: int) -> float:
 
 def cut_text(text: str, wish: int) -> int:
     """The end of the first paragraph after `wish`, else line, else word; near it in any case."""
-    window = text[wish : wish + WINDOW]
+    window = text[wish : wish + _window(len(text) - wish)]
     for pattern in _TEXT_BREAKS:
         match = re.search(pattern, window)
         if match and wish + match.end() < len(text):
             return wish + match.end()
     return wish
+
+
+def _window(rest: int) -> int:
+    """Where to look for a good place to cut: never so far that little of the rest is left."""
+    return min(WINDOW, rest // 4)
 
 
 def find_files(source: str | os.PathLike[str]) -> list[Path]:
@@ -193,38 +198,40 @@ def parse_json_line(line: bytes, where: str, field: str) -> str:
 
 def _plain_pieces(path: Path, hold_out: HoldOut) -> Iterator[Piece]:
     size = _size(path)
+    whole = True
     if hold_out.gives_tail(size):
-        cut = _cut_file(path, size, round(size * (1 - hold_out.fraction)))
+        cut, whole = _cut_file(path, size, round(size * (1 - hold_out.fraction)))
         ranges: list[tuple[Split, int, int]] = [("train", 0, cut), ("val", cut, size)]
     else:
         ranges = [("val" if hold_out.takes(size) else "train", 0, size)]
     for split, start, stop in ranges:
-        starts, trim, is_tail = True, False, start > 0
+        starts, trim, is_tail = True, False, start > 0 and not whole
         for block in _blocks(path, start, stop):
             text = _decode(path, *block)
             segments = _SEPARATOR_LINE.split(text)
             for i, segment in enumerate(segments):
                 # A separator takes the newlines around it; they would be read as blank lines of the documents.
-                segment = segment.removeprefix("\n") if trim else segment
+                if trim and segment:
+                    segment, trim = segment.removeprefix("\n"), False
                 segment = segment.removesuffix("\n") if i + 1 < len(segments) else segment
                 if segment:
                     share = len(block[1]) * len(segment) // len(text)
                     yield Piece(split, segment, starts, share, is_tail=is_tail)
-                    starts = trim = is_tail = False
+                    starts = is_tail = False
                 if i + 1 < len(segments):
                     starts, trim, is_tail = True, True, False
 
 
-def _cut_file(path: Path, size: int, wish: int) -> int:
-    """As `cut_text`, in bytes, and at a line `<|endoftext|>` before all."""
+def _cut_file(path: Path, size: int, wish: int) -> tuple[int, bool]:
+    """As `cut_text`, in bytes, and after a line `<|endoftext|>` before all: then the flag says that no document is cut."""
     with open(path, "rb") as file:
         file.seek(wish)
-        window = file.read(WINDOW)
+        window = file.read(_window(size - wish))
     for pattern in _BREAKS:
         match = re.search(pattern, window)
         if match and wish + match.end() < size:
-            return wish + match.end()
-    return wish
+            return wish + match.end(), pattern is _BREAKS[0]
+    return wish, False
 
 
 def _blocks(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
@@ -237,7 +244,7 @@ def _blocks(path: Path, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
             pending += file.read(min(max(BLOCK, searched), stop - start - searched))
             if len(pending) == searched:  # the file has been cut short since we looked
                 break
-            cuts = [match.start() for match in _SAFE_CUT.finditer(pending, max(searched - 2, 0))]
+            cuts = [match.start() for match in _SAFE_CUT.finditer(pending, max(searched - 3, 0))]
             if cuts and cuts[-1] and start + len(pending) < stop:
                 yield start, pending[: cuts[-1]]
                 start, pending = start + cuts[-1], pending[cuts[-1] :]

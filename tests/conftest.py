@@ -1,0 +1,93 @@
+"""What tests of several packages share."""
+
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine that is busy is not a failure, and a fixture that only names a folder may be used by all examples.
+settings.register_profile(
+    "llmpy", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("llmpy")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real files of other projects, where a checkout has them beside it."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("no shared data beside this checkout")
+    return path
+
+
+@pytest.fixture
+def gpt2_cache(shared_data, monkeypatch) -> None:
+    """GPT-2's vocabulary without a network."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(shared_data / "tiktoken"))
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """A cache folder for this test alone."""
+    monkeypatch.setenv("LLMPY_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class FileServer:
+    """Serves `content` on the loopback address. `cut` ends each answer after so many bytes, `ranges` obeys Range."""
+
+    def __init__(self) -> None:
+        self.content = b""
+        self.cut: int | None = None
+        self.ranges = True
+        self.requests: list[str | None] = []  # the Range of each
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.requests.append(self.headers["Range"])
+                if self.path != "/file":
+                    return self.send_error(404)
+                size, start = len(server.content), 0
+                if server.ranges and self.headers["Range"]:
+                    start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
+                    if start >= size:
+                        self.send_response(416)
+                        self.send_header("Content-Range", f"bytes */{size}")
+                        self.send_header("Content-Length", "0")
+                        return self.end_headers()
+                    self.send_response(206)
+                else:
+                    self.send_response(200)
+                self.send_header("Content-Length", str(size - start))
+                self.end_headers()
+                self.wfile.write(server.content[start : None if server.cut is None else start + server.cut])
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/file"
+
+    def run(self) -> Callable[[], None]:
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+
+        def stop() -> None:
+            self._server.shutdown()
+            thread.join()
+            self._server.server_close()
+
+        return stop
+
+
+@pytest.fixture
+def file_server(monkeypatch) -> Iterator[FileServer]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = FileServer()
+    stop = server.run()
+    yield server
+    stop()
