@@ -45,7 +45,7 @@ def assert_parses(command: str) -> None:
     words = shlex.split(command)[1:]
     name = next((word for word in words if word in cli.COMMANDS), None)
     with contextlib.suppress(SystemExit) if "--help" in words else contextlib.nullcontext():
-        cli.build_parser(name).parse_args(words)
+        cli.build_command_parser(name).parse_intermixed_args(words[1:])
 
 
 def test_the_changelog_speaks_of_this_version():

@@ -32,7 +32,8 @@ def embedding_backward(dwte, dwpe, dx, tokens):
         start, end = block * COLUMNS, min(C, (block + 1) * COLUMNS)
         for b in range(B):
             for t in range(T):
-                token = tokens[b, t]
-                for c in range(start, end):
-                    dwte[token, c] += dx[b, t, c]
-                    dwpe[t, c] += dx[b, t, c]
+                gradient = dx[b, t, start:end]
+                by_token, by_position = dwte[tokens[b, t], start:end], dwpe[t, start:end]
+                for c in range(gradient.size):
+                    by_token[c] += gradient[c]
+                    by_position[c] += gradient[c]

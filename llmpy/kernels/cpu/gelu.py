@@ -23,12 +23,16 @@ def gelu_backward(dx, dy, x):
 @kernel(vector, vector)
 def _gelu_forward(y, x):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
-        for i in range(block * BLOCK, min(x.size, (block + 1) * BLOCK)):
-            y[i] = vector_math.gelu(x[i])
+        start, end = block * BLOCK, min(x.size, (block + 1) * BLOCK)
+        y_block, x_block = y[start:end], x[start:end]
+        for i in range(x_block.size):
+            y_block[i] = vector_math.gelu(x_block[i])
 
 
 @kernel(vector, vector, vector)
 def _gelu_backward(dx, dy, x):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
-        for i in range(block * BLOCK, min(x.size, (block + 1) * BLOCK)):
-            dx[i] = dy[i] * vector_math.gelu_derivative(x[i])
+        start, end = block * BLOCK, min(x.size, (block + 1) * BLOCK)
+        dx_block, dy_block, x_block = dx[start:end], dy[start:end], x[start:end]
+        for i in range(x_block.size):
+            dx_block[i] = dy_block[i] * vector_math.gelu_derivative(x_block[i])

@@ -44,20 +44,24 @@ def _pack(is_a, panel, a, a_stride, a_along, b, b_stride, b_along, p, M, N, k, d
 def _finish(c, i0, i1, j0, j1, epilogue, bias, extra):
     """What follows the product, on the tile c[i0:i1, j0:j1] while it is in the cache."""
     for i in range(i0, i1):
+        y = c[i, j0:j1]
         if epilogue == BIAS:
-            for j in range(j0, j1):
-                c[i, j] += bias[j]
+            b = bias[j0:j1]
+            for j in range(y.size):
+                y[j] += b[j]
         elif epilogue == BIAS_RESIDUAL:
-            for j in range(j0, j1):
-                c[i, j] += bias[j] + extra[i, j]
+            b, residual = bias[j0:j1], extra[i, j0:j1]
+            for j in range(y.size):
+                y[j] += b[j] + residual[j]
         elif epilogue == BIAS_GELU:
-            for j in range(j0, j1):
-                x = c[i, j] + bias[j]
-                extra[i, j] = x
-                c[i, j] = gelu(x)
+            b, pre_gelu = bias[j0:j1], extra[i, j0:j1]
+            for j in range(y.size):
+                pre_gelu[j] = y[j] + b[j]
+                y[j] = gelu(pre_gelu[j])
         else:
-            for j in range(j0, j1):
-                c[i, j] *= gelu_derivative(extra[i, j])
+            pre_gelu = extra[i, j0:j1]
+            for j in range(y.size):
+                y[j] *= gelu_derivative(pre_gelu[j])
 
 
 @helper

@@ -89,7 +89,8 @@ def add_column_sums(db, dy):
         start, end = block * COLUMNS, min(dy.shape[1], (block + 1) * COLUMNS)
         total = np.zeros(COLUMNS, np.float32)
         for i in range(dy.shape[0]):
-            for j in range(start, end):
-                total[j - start] += dy[i, j]
-        for j in range(start, end):
-            db[j] += total[j - start]
+            row = dy[i, start:end]
+            for j in range(row.size):
+                total[j] += row[j]
+        for j in range(end - start):
+            db[start + j] += total[j]

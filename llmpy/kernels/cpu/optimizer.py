@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numba import prange
 
-from llmpy.kernels.cpu.compile import f32, f64, kernel, vector
+from llmpy.kernels.cpu.compile import f32, f64, helper, kernel, vector
 from llmpy.kernels.cpu.workspace import scratch
 
 BLOCK = 65536  # numbers to a task
@@ -23,11 +23,18 @@ def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale):
 def _adamw(p, g, m, v, rate, one_minus_beta1, one_minus_beta2, v_scale, eps, decay, grad_scale):
     """rate = lr / (1 - beta1^step) and v_scale = 1 / sqrt(1 - beta2^step) carry the corrections of the two biases."""
     for block in prange((p.size + BLOCK - 1) // BLOCK):
-        for i in range(block * BLOCK, min(p.size, (block + 1) * BLOCK)):
-            grad = g[i] * grad_scale
-            m[i] += one_minus_beta1 * (grad - m[i])
-            v[i] += one_minus_beta2 * (grad * grad - v[i])
-            p[i] -= rate * m[i] / (np.sqrt(v[i]) * v_scale + eps) + decay * p[i]
+        start, end = block * BLOCK, min(p.size, (block + 1) * BLOCK)
+        _adamw_block(p[start:end], g[start:end], m[start:end], v[start:end], rate, one_minus_beta1, one_minus_beta2, v_scale, eps, decay,
+                     grad_scale)  # fmt: skip
+
+
+@helper
+def _adamw_block(p, g, m, v, rate, one_minus_beta1, one_minus_beta2, v_scale, eps, decay, grad_scale):
+    for i in range(p.size):  # counted from 0, or LLVM would see negative indices and not vectorise
+        grad = g[i] * grad_scale
+        m[i] += one_minus_beta1 * (grad - m[i])
+        v[i] += one_minus_beta2 * (grad * grad - v[i])
+        p[i] -= rate * m[i] / (np.sqrt(v[i]) * v_scale + eps) + decay * p[i]
 
 
 def global_norm(g):
@@ -40,9 +47,10 @@ def global_norm(g):
 def _sum_of_squares(g, partial):
     blocks = (g.size + BLOCK - 1) // BLOCK
     for block in prange(blocks):
+        numbers = g[block * BLOCK : min(g.size, (block + 1) * BLOCK)]
         total = 0.0
-        for i in range(block * BLOCK, min(g.size, (block + 1) * BLOCK)):
-            total += np.float64(g[i]) * np.float64(g[i])
+        for i in range(numbers.size):
+            total += np.float64(numbers[i]) * np.float64(numbers[i])
         partial[block] = total
     total = 0.0
     for block in range(blocks):
