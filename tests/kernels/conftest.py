@@ -7,7 +7,10 @@ from tests.kernels.numerics import Arrays
 @pytest.fixture(scope="session", params=kernels.BACKENDS)
 def backend(request):
     """Every backend in turn. The reference is among them: in float32 it must agree with itself in float64."""
-    return kernels.load(request.param)
+    module = kernels.load(request.param)
+    if request.param == "cpu":
+        module.compile_all()
+    return module
 
 
 @pytest.fixture

@@ -61,8 +61,12 @@ def assert_agree(actual, expected, tolerance=TOLERANCE, floor=0.0):
     assert np.isfinite(expected).all(), "the reference itself is not finite: the test is wrong"
     assert np.isfinite(actual).all(), "not finite, or never written"
     difference = np.abs(actual - expected)
-    assert rms(difference) <= max(tolerance * rms(expected), floor), f"relative error {relative_error(actual, expected):.2e}"
-    assert (difference <= 10 * np.maximum(tolerance * (np.abs(expected) + rms(expected)), floor)).all(), "a number is far off"
+    assert rms(difference) <= max(tolerance * rms(expected), floor), (
+        f"relative error {relative_error(actual, expected):.2e}"
+    )
+    assert (difference <= 10 * np.maximum(tolerance * (np.abs(expected) + rms(expected)), floor)).all(), (
+        "a number is far off"
+    )
 
 
 def in_float64(arguments):
@@ -87,7 +91,9 @@ def compare(kernels, operation, *arguments, tolerance=TOLERANCE, floor=0.0, scra
     """
     names = list(options)
     doubles = in_float64([*arguments, *options.values()])
-    getattr(reference, operation)(*doubles[: len(arguments)], **dict(zip(names, doubles[len(arguments) :], strict=True)))
+    getattr(reference, operation)(
+        *doubles[: len(arguments)], **dict(zip(names, doubles[len(arguments) :], strict=True))
+    )
     getattr(kernels, operation)(*arguments, **options)
     for actual, expected in zip([*arguments, *options.values()], doubles, strict=True):
         if isinstance(actual, np.ndarray) and actual.dtype.kind == "f" and actual is not scratch:

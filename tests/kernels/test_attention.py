@@ -24,7 +24,9 @@ def forward(backend, arrays, q, k, v):
 
 @pytest.mark.parametrize(("B", "T", "NH", "NKV", "hs"), SHAPES)
 def test_forward_agrees_with_the_reference(backend, arrays, B, T, NH, NKV, hs):
-    compare(backend, "attention_forward", arrays.empty(B, T, NH, hs), arrays.empty(B, NH, T), *arrays.qkv(B, T, NH, NKV, hs))
+    compare(
+        backend, "attention_forward", arrays.empty(B, T, NH, hs), arrays.empty(B, NH, T), *arrays.qkv(B, T, NH, NKV, hs)
+    )
 
 
 @pytest.mark.parametrize(("B", "T", "NH", "NKV", "hs"), SHAPES)
@@ -43,7 +45,9 @@ def test_backward_into_other_arrays_leaves_its_inputs_alone(backend, arrays, NH,
     compare(backend, "attention_backward", dq, dk, dv, arrays.normal(B, T, NH, hs), q, k, v, y, lse, floor=FLOOR)
 
 
-@pytest.mark.parametrize(("S", "T", "NH", "NKV", "hs"), [(1, 1, 1, 1, 1), (3, 9, 2, 2, 40), (2, 130, 6, 2, 64), (5, 300, 4, 1, 80)])
+@pytest.mark.parametrize(
+    ("S", "T", "NH", "NKV", "hs"), [(1, 1, 1, 1, 1), (3, 9, 2, 2, 40), (2, 130, 6, 2, 64), (5, 300, 4, 1, 80)]
+)
 def test_decoding_agrees_with_the_reference(backend, arrays, S, T, NH, NKV, hs):
     q, keys, values = arrays.normal(S, NH, hs), arrays.normal(S, T, NKV, hs), arrays.normal(S, T, NKV, hs)
     positions = arrays.tokens(T, S)
@@ -84,7 +88,9 @@ def test_large_scores_do_not_overflow(backend, arrays, size):
     assert all(np.isfinite(x).all() for x in (q, k, v))
 
 
-@pytest.mark.parametrize(("B", "T", "NH", "NKV", "hs"), [(1, 1, 1, 1, 2), (2, 3, 2, 2, 3), (1, 4, 4, 2, 2), (1, 3, 3, 1, 1)])
+@pytest.mark.parametrize(
+    ("B", "T", "NH", "NKV", "hs"), [(1, 1, 1, 1, 2), (2, 3, 2, 2, 3), (1, 4, 4, 2, 2), (1, 3, 3, 1, 1)]
+)
 def test_gradients_agree_with_differences(doubles, B, T, NH, NKV, hs):
     q, k, v = doubles.qkv(B, T, NH, NKV, hs)
     dy = doubles.normal(B, T, NH, hs)

@@ -4,7 +4,13 @@ import pytest
 from llmpy.kernels import reference
 from tests.kernels.numerics import assert_agree, compare, numerical_gradient
 
-SHAPES = [(1, 1, 2, 1), (3, 5, 7, 2), (17, 96, 301, 17), (65, 64, 131, 16), (40, 33, 1009, 7)]  # N, C, V, rows of logits
+SHAPES = [
+    (1, 1, 2, 1),
+    (3, 5, 7, 2),
+    (17, 96, 301, 17),
+    (65, 64, 131, 16),
+    (40, 33, 1009, 7),
+]  # N, C, V, rows of logits
 
 
 def targets_of(arrays, V, N):
@@ -20,14 +26,28 @@ def targets_of(arrays, V, N):
 def test_forward_agrees_with_the_reference(backend, arrays, N, C, V, R):
     x, w, logits = arrays.normal(N, C), arrays.normal(V, C), arrays.empty(R, V)
     compare(
-        backend, "classifier_forward", arrays.empty(N), x, w, targets_of(arrays, V, N), logits, scratch=logits, floor=1e-6
+        backend,
+        "classifier_forward",
+        arrays.empty(N),
+        x,
+        w,
+        targets_of(arrays, V, N),
+        logits,
+        scratch=logits,
+        floor=1e-6,
     )
 
 
 @pytest.mark.parametrize(("N", "C", "V", "R"), SHAPES)
 @pytest.mark.parametrize("accumulate", [True, False])
 def test_backward_agrees_with_the_reference(backend, arrays, N, C, V, R, accumulate):
-    x, w, logits, losses, dx = arrays.normal(N, C), arrays.normal(V, C), arrays.empty(R, V), arrays.empty(N), arrays.empty(N, C)
+    x, w, logits, losses, dx = (
+        arrays.normal(N, C),
+        arrays.normal(V, C),
+        arrays.empty(R, V),
+        arrays.empty(N),
+        arrays.empty(N, C),
+    )
     dw = arrays.normal(V, C) if accumulate else arrays.empty(V, C)
     compare(
         backend, "classifier_backward", losses, dx, dw, x, w, targets_of(arrays, V, N), 0.7, logits, accumulate=accumulate,
@@ -44,8 +64,16 @@ def test_the_rows_of_logits_at_a_time_do_not_matter(backend, arrays):
 
 
 def test_a_batch_without_targets_costs_nothing(backend, arrays):
-    x, w, losses, dx, dw = arrays.normal(5, 8), arrays.normal(11, 8), arrays.empty(5), arrays.empty(5, 8), arrays.empty(11, 8)
-    backend.classifier_backward(losses, dx, dw, x, w, np.full(5, -1, np.int32), 1.0, arrays.empty(5, 11), accumulate=False)
+    x, w, losses, dx, dw = (
+        arrays.normal(5, 8),
+        arrays.normal(11, 8),
+        arrays.empty(5),
+        arrays.empty(5, 8),
+        arrays.empty(11, 8),
+    )
+    backend.classifier_backward(
+        losses, dx, dw, x, w, np.full(5, -1, np.int32), 1.0, arrays.empty(5, 11), accumulate=False
+    )
     assert not losses.any()
     assert not dx.any()
     assert not dw.any()

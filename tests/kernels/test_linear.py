@@ -27,7 +27,9 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("N", "C", "OC"), SHAPES)
-@pytest.mark.parametrize("form", ["plain", "bias", "residual", "residual in place", "residual without bias", "gelu", "gelu without bias"])
+@pytest.mark.parametrize(
+    "form", ["plain", "bias", "residual", "residual in place", "residual without bias", "gelu", "gelu without bias"]
+)
 def test_forward_agrees_with_the_reference(backend, arrays, N, C, OC, form):
     x, w = arrays.normal(N, C), arrays.normal(OC, C, scale=C**-0.5)
     b = None if form == "plain" or "without bias" in form else arrays.normal(OC)
@@ -58,7 +60,9 @@ def test_any_shape(backend, N, C, OC):
     arrays = Arrays(N * 1000003 + C * 1009 + OC)
     x, w, dy, pre_gelu = arrays.normal(N, C), arrays.normal(OC, C), arrays.normal(N, OC), arrays.empty(N, OC)
     compare(backend, "linear_forward", arrays.empty(N, OC), x, w, arrays.normal(OC), pre_gelu=pre_gelu, floor=1e-6)
-    compare(backend, "linear_backward", arrays.empty(N, C), arrays.normal(OC, C), arrays.normal(OC), dy, x, w, floor=1e-6)
+    compare(
+        backend, "linear_backward", arrays.empty(N, C), arrays.normal(OC, C), arrays.normal(OC), dy, x, w, floor=1e-6
+    )
     arrays.check()
 
 
@@ -75,7 +79,13 @@ def test_rows_do_not_know_of_each_other(backend, arrays):
 @pytest.mark.parametrize("form", ["bias", "residual", "gelu"])
 @pytest.mark.parametrize(("N", "C", "OC"), [(1, 1, 1), (2, 3, 4), (3, 5, 2)])
 def test_gradients_of_forward_agree_with_differences(doubles, form, N, C, OC):
-    x, w, b, dy, y = doubles.normal(N, C), doubles.normal(OC, C), doubles.normal(OC), doubles.normal(N, OC), doubles.empty(N, OC)
+    x, w, b, dy, y = (
+        doubles.normal(N, C),
+        doubles.normal(OC, C),
+        doubles.normal(OC),
+        doubles.normal(N, OC),
+        doubles.empty(N, OC),
+    )
     residual, pre_gelu = doubles.normal(N, OC), doubles.empty(N, OC)
 
     def loss():
@@ -98,7 +108,13 @@ def test_gradients_of_forward_agree_with_differences(doubles, form, N, C, OC):
 
 
 def test_gradient_through_a_gelu_before_it_agrees_with_differences(doubles):
-    pre_gelu, w, dy, x, y = doubles.normal(3, 5), doubles.normal(4, 5), doubles.normal(3, 4), doubles.empty(3, 5), doubles.empty(3, 4)
+    pre_gelu, w, dy, x, y = (
+        doubles.normal(3, 5),
+        doubles.normal(4, 5),
+        doubles.normal(3, 4),
+        doubles.empty(3, 5),
+        doubles.empty(3, 4),
+    )
 
     def loss():
         reference.gelu_forward(x, pre_gelu)

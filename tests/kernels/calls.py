@@ -1,0 +1,92 @@
+"""One call of every operation, on shapes that are never round: for tests of what holds for all of them."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Call:
+    operation: str
+    arguments: tuple[Any, ...]
+    outputs: tuple[int, ...]  # which arguments are written, or added to
+    options: dict[str, Any] = field(default_factory=dict)
+    scratch: tuple[int, ...] = ()
+
+    @property
+    def inputs(self):
+        """Arguments with floats that are read."""
+        return [
+            i
+            for i, x in enumerate(self.arguments)
+            if isinstance(x, np.ndarray) and x.dtype.kind == "f" and i not in self.scratch and np.isfinite(x).all()
+        ]
+
+    def on(self, backend):
+        """Run it -> a list of copies of what it wrote, and what it returned if it returns something."""
+        returned = getattr(backend, self.operation)(*self.arguments, **self.options)
+        written = [self.arguments[i].copy() for i in self.outputs]
+        return written if returned is None else [*written, np.array([returned])]
+
+
+def make(operation, arrays):
+    """The call; with `arrays` of the same seed the same values. Large enough that the work is shared between threads."""
+    new, empty = arrays.normal, arrays.empty
+    N, C, OC, V = 203, 131, 97, 301
+    B, T, NH, NKV, hs = 3, 131, 4, 2, 24
+    y, lse = (B, T, NH, hs), (B, NH, T)
+    match operation:
+        case "embedding_forward":
+            return Call(operation, (empty(B, T, C), arrays.tokens(V, B, T), new(V, C), new(T, C)), (0,))
+        case "embedding_backward":
+            return Call(operation, (new(V, C), new(T, C), new(B, T, C), arrays.tokens(5, B, T)), (0, 1))
+        case "layernorm_forward":
+            return Call(operation, (empty(N, C), empty(N), empty(N), new(N, C), new(C), new(C)), (0, 1, 2))
+        case "layernorm_backward":
+            return Call(operation, (new(N, C), new(C), new(C), new(N, C), new(N, C), new(C), new(N), new(N)), (0, 1, 2))
+        case "linear_forward":
+            return Call(operation, (empty(N, OC), new(N, C), new(OC, C), new(OC)), (0,), {"residual": new(N, OC)})
+        case "linear_backward":
+            return Call(
+                operation,
+                (empty(N, C), new(OC, C), new(OC), new(N, OC), new(N, C), new(OC, C)),
+                (0, 1, 2),
+                {"pre_gelu": new(N, C)},
+            )
+        case "gelu_forward":
+            return Call(operation, (empty(N, C), new(N, C)), (0,))
+        case "gelu_backward":
+            return Call(operation, (empty(N, C), new(N, C), new(N, C)), (0,))
+        case "attention_forward":
+            return Call(operation, (empty(*y), empty(*lse), *arrays.qkv(B, T, NH, NKV, hs)), (0, 1))
+        case "attention_backward":
+            gradients = arrays.qkv(B, T, NH, NKV, hs)
+            for gradient in gradients:
+                gradient[:] = np.nan
+            return Call(
+                operation, (*gradients, new(*y), *arrays.qkv(B, T, NH, NKV, hs), new(*y), abs(new(*lse)) + 5), (0, 1, 2)
+            )
+        case "attention_decode":
+            return Call(
+                operation,
+                (empty(B, NH, hs), new(B, NH, hs), new(B, T, NKV, hs), new(B, T, NKV, hs), np.full(B, T - 1, np.int32)),
+                (0,),
+            )
+        case "classifier_forward":
+            return Call(
+                operation, (empty(N), new(N, C), new(V, C), arrays.tokens(V, N), empty(64, V)), (0,), scratch=(4,)
+            )
+        case "classifier_backward":
+            return Call(
+                operation,
+                (empty(N), empty(N, C), new(V, C), new(N, C), new(V, C), arrays.tokens(V, N), 1 / N, empty(64, V)),
+                (0, 1, 2),
+                scratch=(7,),
+            )
+        case "adamw":
+            n = 3 * 65536 + 77
+            return Call(operation, (new(n), new(n), new(n), abs(new(n)), 1e-3, 0.9, 0.95, 1e-8, 0.1, 7, 0.5), (0, 2, 3))
+        case "global_norm":
+            return Call(operation, (new(3 * 65536 + 77),), ())
+    raise ValueError(f"write a call of {operation} here")
