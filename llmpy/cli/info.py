@@ -88,8 +88,7 @@ def run_check(model: Path, args: argparse.Namespace) -> int:
     from llmpy.formats.llmc_debug import check_debug_state
 
     state = args.check.expanduser()
-    device.start(args.device, args.threads)
-    differences = check_debug_state(model, state, args.device)
+    differences = check_debug_state(model, state, device.start(args))
     failed = [difference.name for difference in differences if not difference.passed]
     if args.json:
         print(json.dumps({"passed": not failed, "tensors": [vars(difference) for difference in differences]}, indent=2))

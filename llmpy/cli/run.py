@@ -78,8 +78,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer.from_spec(args.tokenizer) if args.tokenizer else model.tokenizer
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer beside it: give --tokenizer FILE, bytes or gpt2")
-    device.start(args.device, args.threads)
-    engine = Engine(model, args.device, tokenizer)
+    engine = Engine(model, device.start(args), tokenizer)
     ids = prompt_ids(tokenizer, prompt)
     stop_ids = stop_ids_of(tokenizer, not args.no_stop)
     start = time.perf_counter()

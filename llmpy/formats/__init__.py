@@ -8,7 +8,7 @@ from pathlib import Path
 
 from llmpy.config import GPT2_VOCAB_SIZE, GPT2Config
 from llmpy.errors import UserError
-from llmpy.formats import detect, hub, huggingface, llmc
+from llmpy.formats import detect, hub, huggingface, llmc, seals
 from llmpy.parameters import Parameters
 from llmpy.tokenizers import Tokenizer
 
@@ -65,6 +65,8 @@ def load(source: str | Path) -> LoadedModel:
 def _from_folder(folder: Path, kind: str, source: Path) -> LoadedModel:
     if folder.name.startswith("step_") and not (folder / detect.DONE).exists():
         raise UserError(f"{folder} is not complete (no {detect.DONE} in it): choose another checkpoint")
+    if damaged := seals.damaged_files(folder, (huggingface.CONFIG, huggingface.WEIGHTS)):
+        raise UserError(f"{folder / damaged[0]} is damaged: its checksum is not that of what was written; restore it")
     config, parameters = huggingface.read_model(folder)
     return LoadedModel(config, parameters, kind, source, find_tokenizer(folder, config))
 

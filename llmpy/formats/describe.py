@@ -17,7 +17,7 @@ from llmpy.config import GPT2Config
 from llmpy.data import shards
 from llmpy.errors import UserError
 from llmpy.files import sha256_of
-from llmpy.formats import detect, find_tokenizer, hub, huggingface, llmc, llmc_debug
+from llmpy.formats import detect, find_tokenizer, hub, huggingface, llmc, llmc_debug, seals
 from llmpy.formats.safetensors import SafetensorsFile
 from llmpy.parameters import gpt2_table, total_size
 from llmpy.progress import bar
@@ -92,6 +92,8 @@ def _folder(path: Path, description: Description, _: Tokenizer | None) -> None:
     _tokenizer_of(path, config, description)
     if path.name.startswith("step_") and not (path / detect.DONE).exists():
         description.problems.append(f"not complete: there is no {detect.DONE} in it")
+    for name in seals.damaged_files(path):
+        description.problems.append(f"{path / name} is damaged: its checksum is not that of what was written")
     size = sum(file.entries[name].stop - file.entries[name].start for file, name in found.values())
     _look_at(((name, file.entries[name].dtype, file.tensor(name)) for file, name in found.values()), size, description)
 
