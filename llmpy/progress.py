@@ -1,4 +1,4 @@
-"""How far something is that takes a while: a bar on a terminal, a line now and then in a pipe, nothing if it is quick."""
+"""How far a task is: a bar on a terminal, a line now and then in a pipe, nothing if it is quick."""
 
 import sys
 import time
@@ -81,7 +81,7 @@ class Bar:
         elapsed = time.monotonic() - self._start
         self._next_line = self._start + elapsed + LINE_SECONDS
         line = f"{self.description}: {self._amounts()}"
-        if self.total and 0 < self.done <= self.total:
+        if self.total and self.total / 200 <= self.done <= self.total:  # before, any guess is wild
             left = elapsed * (self.total - self.done) / self.done
             line += f" ({100 * self.done / self.total:.0f}%), {duration(left)} left"
         print(line, file=sys.stderr, flush=True)

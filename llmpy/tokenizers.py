@@ -56,8 +56,6 @@ class Tokenizer(ABC):
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
         """As `encode` for each of the texts, on several threads (default: all processors)."""
         workers = threads or os.cpu_count() or 1
-        if workers == 1 or sum(map(len, texts)) < _WORTH_A_THREAD:
-            return [self.encode(text) for text in texts]
         # Groups of texts: handing a short one to another thread takes longer than encoding it.
         groups: list[list[str]] = [[]]
         size = 0
@@ -67,9 +65,13 @@ class Tokenizer(ABC):
                 size = 0
             groups[-1].append(text)
             size += len(text)
+        if workers == 1 or len(groups) == 1:
+            return [ids for group in groups for ids in self._encode_group(group)]
         with ThreadPoolExecutor(workers) as pool:
-            encoded = pool.map(lambda group: [self.encode(text) for text in group], groups)
-            return [ids for part in encoded for ids in part]
+            return [ids for part in pool.map(self._encode_group, groups) for ids in part]
+
+    def _encode_group(self, texts: list[str]) -> list[np.ndarray]:
+        return [self.encode(text) for text in texts]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """ids -> the bytes they stand for, perhaps with a character cut at either end. ValueError for an unknown id."""
@@ -156,7 +158,8 @@ class BytePairTokenizer(Tokenizer):
 
         super().__init__(name, tokens, end_of_text)
         ranks = {token: rank for rank, token in enumerate(tokens) if rank != end_of_text}
-        self._encoding = tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+        special = {} if end_of_text is None else {END_OF_TEXT: end_of_text}
+        self._encoding = tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
     def encode(self, text: str) -> np.ndarray:
         text = _valid(text)
@@ -169,6 +172,17 @@ class BytePairTokenizer(Tokenizer):
             # The pattern cuts there in any case: the last of white space goes with what follows.
             parts = [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
             return np.concatenate([self._encoding.encode_to_numpy(part, disallowed_special=()) for part in parts])
+
+    def _encode_group(self, texts: list[str]) -> list[np.ndarray]:
+        """All in one call, end-of-text between them: a call for each short text would cost as much as its encoding."""
+        if not texts or self.end_of_text is None or any(END_OF_TEXT in text for text in texts):
+            return super()._encode_group(texts)
+        try:
+            ids = self._encoding.encode_to_numpy(_valid(END_OF_TEXT.join(texts)), allowed_special={END_OF_TEXT})
+        except ValueError:  # too much white space somewhere: `encode` knows what to do
+            return super()._encode_group(texts)
+        cuts = [-1, *np.flatnonzero(ids == self.end_of_text).tolist(), len(ids)]
+        return [ids[a + 1 : b] for a, b in pairwise(cuts)]
 
 
 class HuggingFaceTokenizer(Tokenizer):

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +149,25 @@ def _make_folder(folder: Path, key: str, corpus: Corpus, tokenizer: Tokenizer, s
     return PreparedData(folder=folder, **made)
 
 
+def check_seals(files: Sequence[Path]) -> list[str]:
+    """The SHA-256 of each shard, as the manifest beside it has it; "" where there is none.
+
+    UserError for a shard that is not what its manifest says.
+    """
+    found = []
+    for path in files:
+        try:
+            told = json.loads((path.parent / MANIFEST).read_text(encoding="utf-8"))["files"].get(path.name)
+        except FileNotFoundError:
+            told = None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path.parent / MANIFEST} is damaged: prepare the data again") from error
+        if told and told != _seal_of(path):
+            raise UserError(f"{path} is damaged: it is not as {MANIFEST} says: prepare the data again")
+        found.append(told["sha256"] if told else "")
+    return found
+
+
 def _seal_of(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
@@ -174,6 +193,7 @@ def _make(corpus: Corpus, tokenizer: Tokenizer, folder: Path, shard_tokens: int)
     """Writes tokenizer and shards into `folder`; returns the fields of PreparedData."""
     tokenizer.save(folder / "tokenizer.json")
     documents = characters = 0
+    separator = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], np.uint32)
     writers: dict[Split, ShardWriter] = {}
     with (
         ShardWriter(folder / f"{corpus.name}_train", tokenizer.vocab_size, shard_tokens) as writers["train"],
@@ -181,18 +201,19 @@ def _make(corpus: Corpus, tokenizer: Tokenizer, folder: Path, shard_tokens: int)
         progress.bar(f"tokenizing {corpus.title}", corpus.size, "B") as bar,
     ):
         for batch in _batches(corpus.pieces()):
+            encoded: dict[Split, list[np.ndarray]] = {"train": [], "val": []}
             for piece, tokens in zip(batch, tokenizer.encode_batch([piece.text for piece in batch]), strict=True):
                 documents += piece.starts_document and not piece.is_tail
                 characters += len(piece.text)
-                if piece.starts_document and tokenizer.end_of_text is not None:
-                    tokens = np.concatenate([np.array([tokenizer.end_of_text], tokens.dtype), tokens])
-                held_out = max(corpus.first_tokens_validate - writers["val"].tokens, 0)
-                if corpus.first_tokens_validate:
+                encoded[piece.split] += [separator, tokens] if piece.starts_document else [tokens]
+            for split, parts in encoded.items():
+                tokens = np.concatenate([separator[:0], *parts])
+                if split == "train":  # where the first tokens validate, no piece does
+                    held_out = max(corpus.first_tokens_validate - writers["val"].tokens, 0)
                     writers["val"].write(tokens[:held_out])
-                    writers["train"].write(tokens[held_out:])
-                else:
-                    writers[piece.split].write(tokens)
-                bar.advance(piece.source_bytes)
+                    tokens = tokens[held_out:]
+                writers[split].write(tokens)
+            bar.advance(sum(piece.source_bytes for piece in batch))
         if characters < MIN_CHARACTERS:
             raise UserError(
                 f"{corpus.title} is too short: {characters} characters of text, at least {MIN_CHARACTERS} needed"

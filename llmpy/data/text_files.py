@@ -223,7 +223,7 @@ def _plain_pieces(path: Path, hold_out: HoldOut) -> Iterator[Piece]:
 
 
 def _cut_file(path: Path, size: int, wish: int) -> tuple[int, bool]:
-    """As `cut_text`, in bytes, and after a line `<|endoftext|>` before all: then the flag says that no document is cut."""
+    """As `cut_text`, in bytes, but after a line `<|endoftext|>` if it can be: True says that no document is cut."""
     with open(path, "rb") as file:
         file.seek(wish)
         window = file.read(_window(size - wish))

@@ -8,7 +8,7 @@ import pytest
 
 from llmpy.data import prepared
 from llmpy.data.loader import DataLoader
-from llmpy.data.prepared import prepare
+from llmpy.data.prepared import check_seals, prepare
 from llmpy.data.shards import open_shard, shard_files
 from llmpy.errors import UserError
 from llmpy.files import sha256_of
@@ -134,6 +134,20 @@ def test_what_is_damaged_in_the_cache_is_made_again(book):
         damage()
         assert prepare(book, "bytes") == data
         assert contents(data.folder) == whole
+
+
+def test_shards_are_checked_against_the_manifest_beside_them(book, tmp_path):
+    data = prepare(book, "bytes")
+    shard = data.folder / data.train_files[0]
+    alone = tmp_path / "alone.bin"
+    shutil.copy(shard, alone)
+    assert check_seals([shard, alone]) == [sha256_of(shard), ""]
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"my_book_train.bin is damaged: it is not as manifest.json says"):
+        check_seals([shard])
+    (data.folder / "manifest.json").write_text("[]")
+    with pytest.raises(UserError, match=r"manifest.json is damaged: prepare the data again"):
+        check_seals([shard])
 
 
 def test_many_shards(book):
