@@ -31,7 +31,7 @@ class Call:
 
 
 def make(operation, arrays):
-    """The call; with `arrays` of the same seed the same values. Large enough that the work is shared between threads."""
+    """The call; `arrays` of the same seed give the same values. Large enough to be shared between threads."""
     new, empty = arrays.normal, arrays.empty
     N, C, OC, V = 203, 131, 97, 301
     B, T, NH, NKV, hs = 3, 131, 4, 2, 24

@@ -56,7 +56,10 @@ def relative_error(actual, expected):
 
 
 def assert_agree(actual, expected, tolerance=TOLERANCE, floor=0.0):
-    """Norm by norm within `tolerance`, each number within ten times that. `floor`: an error that cancelled terms leave, where zero is expected."""
+    """Norm by norm within `tolerance`, each number within ten times that.
+
+    `floor` is an error to put up with where terms cancel to about zero.
+    """
     assert actual.shape == expected.shape
     assert np.isfinite(expected).all(), "the reference itself is not finite: the test is wrong"
     assert np.isfinite(actual).all(), "not finite, or never written"
@@ -85,7 +88,7 @@ def in_float64(arguments):
 
 
 def compare(kernels, operation, *arguments, tolerance=TOLERANCE, floor=0.0, scratch=None, **options):
-    """Call an operation of a backend, and of the reference in float64 with the same values; every array must agree afterwards.
+    """Call an operation of a backend, and of the reference in float64; every array must agree afterwards.
 
     That covers outputs, sums, and inputs (which must be what they were). The array `scratch` may hold anything.
     """
@@ -101,7 +104,7 @@ def compare(kernels, operation, *arguments, tolerance=TOLERANCE, floor=0.0, scra
 
 
 def numerical_gradient(function, x, step=1e-5):
-    """d function() / d x by central differences, float64; `function` reads x, which is changed in place and put back."""
+    """d function() / d x by central differences, float64; `function` reads x, which is put back."""
     gradient = np.empty_like(x)
     for i in np.ndindex(x.shape):
         value = x[i]

@@ -77,7 +77,7 @@ def test_the_past_does_not_see_the_future(backend, arrays):
 
 @pytest.mark.parametrize("size", [30.0, 1e3, 1e5])
 def test_large_scores_do_not_overflow(backend, arrays, size):
-    """Scores of 1e3 and more: the softmax is all but one-hot, exp of a score alone would be infinite, and of its negative zero."""
+    """The softmax is all but one-hot; exp of a score alone would be infinite, of its negative zero."""
     q, k, v = arrays.qkv(1, 70, 2, 2, 16)
     q[:] = np.rint(q * 4) / 4 * size  # few bits, so that float32 has the scores exactly and a tie is a tie in both
     k[:] = np.rint(k * 4) / 4

@@ -24,35 +24,17 @@ def targets_of(arrays, V, N):
 
 @pytest.mark.parametrize(("N", "C", "V", "R"), SHAPES)
 def test_forward_agrees_with_the_reference(backend, arrays, N, C, V, R):
-    x, w, logits = arrays.normal(N, C), arrays.normal(V, C), arrays.empty(R, V)
-    compare(
-        backend,
-        "classifier_forward",
-        arrays.empty(N),
-        x,
-        w,
-        targets_of(arrays, V, N),
-        logits,
-        scratch=logits,
-        floor=1e-6,
-    )
+    x, w, targets, logits = arrays.normal(N, C), arrays.normal(V, C), targets_of(arrays, V, N), arrays.empty(R, V)
+    compare(backend, "classifier_forward", arrays.empty(N), x, w, targets, logits, scratch=logits, floor=1e-6)
 
 
 @pytest.mark.parametrize(("N", "C", "V", "R"), SHAPES)
 @pytest.mark.parametrize("accumulate", [True, False])
 def test_backward_agrees_with_the_reference(backend, arrays, N, C, V, R, accumulate):
-    x, w, logits, losses, dx = (
-        arrays.normal(N, C),
-        arrays.normal(V, C),
-        arrays.empty(R, V),
-        arrays.empty(N),
-        arrays.empty(N, C),
-    )
+    x, w, targets, logits = arrays.normal(N, C), arrays.normal(V, C), targets_of(arrays, V, N), arrays.empty(R, V)
     dw = arrays.normal(V, C) if accumulate else arrays.empty(V, C)
-    compare(
-        backend, "classifier_backward", losses, dx, dw, x, w, targets_of(arrays, V, N), 0.7, logits, accumulate=accumulate,
-        scratch=logits, floor=2e-6,
-    )  # fmt: skip
+    arguments = (arrays.empty(N), arrays.empty(N, C), dw, x, w, targets, 0.7, logits)
+    compare(backend, "classifier_backward", *arguments, accumulate=accumulate, scratch=logits, floor=2e-6)
 
 
 def test_the_rows_of_logits_at_a_time_do_not_matter(backend, arrays):
@@ -64,16 +46,9 @@ def test_the_rows_of_logits_at_a_time_do_not_matter(backend, arrays):
 
 
 def test_a_batch_without_targets_costs_nothing(backend, arrays):
-    x, w, losses, dx, dw = (
-        arrays.normal(5, 8),
-        arrays.normal(11, 8),
-        arrays.empty(5),
-        arrays.empty(5, 8),
-        arrays.empty(11, 8),
-    )
-    backend.classifier_backward(
-        losses, dx, dw, x, w, np.full(5, -1, np.int32), 1.0, arrays.empty(5, 11), accumulate=False
-    )
+    x, w, targets, logits = arrays.normal(5, 8), arrays.normal(11, 8), np.full(5, -1, np.int32), arrays.empty(5, 11)
+    losses, dx, dw = arrays.empty(5), arrays.empty(5, 8), arrays.empty(11, 8)
+    backend.classifier_backward(losses, dx, dw, x, w, targets, 1.0, logits, accumulate=False)
     assert not losses.any()
     assert not dx.any()
     assert not dw.any()
@@ -84,11 +59,9 @@ def test_large_logits_do_not_overflow(backend, arrays, size):
     """Logits that exp cannot take: the loss is their difference to the largest, the gradient all but one-hot."""
     x, w = arrays.empty(9, 4), arrays.empty(33, 4)
     x[...], w[...] = np.rint(arrays.normal(9, 4) * 8) / 8 * size, np.rint(arrays.normal(33, 4) * 8) / 8
-    losses, dx, dw, logits = arrays.empty(9), arrays.empty(9, 4), arrays.empty(33, 4), arrays.empty(4, 33)
-    compare(
-        backend, "classifier_backward", losses, dx, dw, x, w, arrays.tokens(33, 9), 1 / 9, logits, accumulate=False,
-        scratch=logits, tolerance=1e-4, floor=1e-6 * size,
-    )  # fmt: skip
+    losses, dx, dw, logits = arrays.empty(9), arrays.empty(9, 4), arrays.normal(33, 4), arrays.empty(4, 33)
+    arguments = (losses, dx, dw, x, w, arrays.tokens(33, 9), 1 / 9, logits)
+    compare(backend, "classifier_backward", *arguments, scratch=logits, tolerance=1e-4, floor=1e-6 * size)
 
 
 def test_gradients_agree_with_differences(doubles):

@@ -1,4 +1,4 @@
-"""What holds for every operation of every backend: the same names and arguments, bits that repeat, a NaN that is never lost."""
+"""What holds for every operation of every backend: names and arguments, bits that repeat, a NaN that is never lost."""
 
 import inspect
 
@@ -49,7 +49,7 @@ def test_the_same_bits_for_any_number_of_threads_and_again(operation, threads):
 
 @pytest.mark.parametrize(("operation", "argument"), INPUTS)
 def test_a_nan_goes_on_to_all_that_depends_on_it(operation, argument, backend):
-    """A run that broke must show, not go on with numbers that look right. What depends on a number is what changes when it does."""
+    """A run that broke must show. What depends on a number is what changes when the number does."""
 
     def results(run_by, dtype, change):
         call = calls.make(operation, Arrays(dtype=dtype))

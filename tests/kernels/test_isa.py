@@ -1,4 +1,4 @@
-"""Every instruction set's micro-kernel, where this machine can run it: each in a process of its own, through the tests of what is built on it."""
+"""Every instruction set that this machine can run, each in a process of its own, by the tests of what stands on it."""
 
 import os
 import subprocess
