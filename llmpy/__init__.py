@@ -19,6 +19,7 @@ _PUBLIC = {
     "load": "llmpy.formats",
     "GPT2": "llmpy.models.gpt2",
     "GPT2Config": "llmpy.config",
+    "TrainConfig": "llmpy.run_config",
     "Trainer": "llmpy.trainer",
     "Engine": "llmpy.engine",
     "Tokenizer": "llmpy.tokenizers",

@@ -13,17 +13,25 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     ("llmpy", "llmpy.__main__"),
     ("llmpy.cli",),
-    ("llmpy.bench", "llmpy.engine", "llmpy.evals", "llmpy.monitor", "llmpy.planner", "llmpy.trainer", "llmpy.web"),
+    (
+        "llmpy.assembly",
+        "llmpy.bench",
+        "llmpy.engine",
+        "llmpy.evals",
+        "llmpy.monitor",
+        "llmpy.planner",
+        "llmpy.trainer",
+        "llmpy.web",
+    ),
     (
         "llmpy.checkpoint",
         "llmpy.data",
         "llmpy.formats",
         "llmpy.models",
-        "llmpy.runfolder",
         "llmpy.tokenizer_files",
         "llmpy.tokenizers",
     ),
-    ("llmpy.config", "llmpy.distributed", "llmpy.optimizer", "llmpy.parameters", "llmpy.sampling", "llmpy.schedule"),
+    ("llmpy.config", "llmpy.distributed", "llmpy.optimizer", "llmpy.parameters", "llmpy.run_config", "llmpy.sampling"),
     ("llmpy.kernels",),
     ("llmpy.download", "llmpy.errors", "llmpy.files", "llmpy.memory", "llmpy.progress", "llmpy.rng"),
 )

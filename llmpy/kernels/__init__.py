@@ -44,6 +44,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from llmpy import progress
 from llmpy.errors import UserError
 
 BACKENDS = ("reference", "cpu")
@@ -71,3 +72,22 @@ def load(backend: str) -> ModuleType:
     if backend not in BACKENDS:
         raise UserError(f"no kernels for {backend!r}: use {' or '.join(BACKENDS)}")
     return importlib.import_module(f"llmpy.kernels.{backend}")
+
+
+def start(backend: str, threads: int | None = None) -> ModuleType:
+    """`load`, and the backend made ready: its threads set, its kernels compiled, showing how far that is.
+
+    Raises UserError for an unknown backend or a number of threads that the machine has not.
+    """
+    module = load(backend)
+    if hasattr(module, "set_threads"):
+        module.set_threads(threads)
+    if hasattr(module, "compile_all"):
+        with progress.bar("compiling the kernels, once on this machine", unit="kernels") as bar:
+
+            def report(done: int, total: int, name: str) -> None:
+                bar.total = total
+                bar.advance(done - bar.done)
+
+            module.compile_all(report)
+    return module

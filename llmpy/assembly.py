@@ -1,0 +1,267 @@
+"""From settings to all that a run needs: data, tokenizer, model, memory. What does not fit is said here."""
+
+from __future__ import annotations
+
+import bisect
+import glob
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from llmpy import formats, kernels, memory
+from llmpy.config import GPT2_VOCAB_SIZE, GPT2Config
+from llmpy.data.corpora import NAMES
+from llmpy.data.loader import DataLoader
+from llmpy.data.prepared import DEFAULT_TOKENIZER, check_seals, prepare
+from llmpy.data.shards import dtype_for, is_shard, shard_files, shard_info
+from llmpy.errors import UserError
+from llmpy.formats import LoadedModel, huggingface
+from llmpy.formats.hub import TOKENIZER
+from llmpy.models.gpt2 import GPT2, plan_activations, plan_parameters
+from llmpy.run_config import TrainConfig
+from llmpy.tokenizers import Tokenizer
+
+DEFAULT_LAYERS, DEFAULT_CHANNELS = 6, 256
+HEAD_SIZES = (
+    64,
+    32,
+    48,
+    40,
+    16,
+    8,
+    4,
+    2,
+    1,
+)  # for a width that comes without a number of heads: the first that divides
+LR_TIMES_CHANNELS = 0.46  # 6e-4 at 768 channels, as GPT-2 124M is trained in llm.c
+
+
+@dataclass
+class TokenData:
+    """Shards to train on and to validate on, and the vocabulary that they are in."""
+
+    train: list[Path]
+    val: list[Path]
+    tokenizer: Tokenizer | None
+    tokenizer_spec: str | None  # what --tokenizer says to get the same again
+    vocab_size: int
+    fingerprint: list[str]  # changes with the training data
+
+
+@dataclass
+class Assembly:
+    """`config` has every setting filled in; `val` is None where there is nothing to validate on."""
+
+    config: TrainConfig
+    model: GPT2
+    train: DataLoader
+    val: DataLoader | None
+    tokenizer: Tokenizer | None
+    fingerprint: list[str]
+
+
+def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
+    """Reads, prepares and takes all that `config` asks for, the cheapest first. Raises UserError for what does not fit.
+
+    A run that goes on from a `checkpoint` has its shape from there, and its parameters are left to be read.
+    """
+    config = with_absolute_paths(config)
+    initial = None
+    if config.model is not None and checkpoint is None:
+        if is_descriptor(config.model):
+            GPT2Config.from_descriptor(config.model)  # a misspelt one is said before the data is read
+        else:
+            initial = formats.load(config.model)
+    data = open_data(config, initial)
+    shape = huggingface.read_config(checkpoint) if checkpoint else _shape(config, data, initial)
+    B, T = config.batch_size, config.sequence_length
+    if T > shape.context:
+        raise UserError(f"--sequence-length {T} is more than the model's context: give at most {shape.context}")
+    V = data.vocab_size
+    train = DataLoader(data.train, B, T, shuffle=not config.overfit, seed=config.seed, vocab_size=V)
+    val = validation_loader(data.val, B, T, V)
+    check_memory(shape, config)
+    kernels.start(config.backend, config.threads)
+    model = GPT2(shape, config.backend, B, T, config.recompute)
+    if initial is None and checkpoint is None:
+        model.initialize(config.seed)
+    elif initial is not None:
+        model.parameters.flat[:] = initial.parameters.flat
+    return Assembly(_filled_in(config, shape, train, data), model, train, val, data.tokenizer, data.fingerprint)
+
+
+def _filled_in(config: TrainConfig, shape: GPT2Config, train: DataLoader, data: TokenData) -> TrainConfig:
+    """The config with everything chosen that was left open."""
+    steps = config.steps if config.steps != -1 else train.batches_per_epoch // config.micro_steps
+    if steps < 1:
+        raise UserError(
+            f"once through the data is less than one step: {train.tokens} tokens, and a step takes "
+            f"{config.step_tokens}: give --steps, or lower --total-batch-tokens"
+        )
+    if not config.model:
+        config = replace(config, layers=shape.layers, heads=shape.heads, channels=shape.channels)
+    return replace(
+        config,
+        steps=steps,
+        tokenizer=data.tokenizer_spec,
+        lr=config.lr if config.lr is not None else float(f"{LR_TIMES_CHANNELS / shape.channels:.2g}"),
+        warmup=config.warmup if config.warmup is not None else max(steps // 20, 1),
+    )
+
+
+# ---- names and places ----------------------------------------------------------------------------------------------
+
+
+def is_descriptor(model: str) -> bool:
+    """Is it the name of a shape (d12, gpt3:c768), not of a model?"""
+    return re.fullmatch(r"(gpt2:)?d\d+|gpt3:c\d+", model) is not None
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Files and folders by their full names, so that the run goes on from anywhere; names of corpora stay names."""
+
+    def absolute(value: str | None) -> str | None:
+        if value is None or value in NAMES or value in ("bytes", "gpt2") or is_descriptor(value):
+            return value
+        path = os.path.expanduser(value)
+        return os.path.abspath(path) if os.path.exists(path) or glob.has_magic(value) else value
+
+    return replace(
+        config,
+        data=absolute(config.data) or config.data,
+        val_data=absolute(config.val_data),
+        tokenizer=absolute(config.tokenizer),
+        model=absolute(config.model),
+    )
+
+
+# ---- data ----------------------------------------------------------------------------------------------------------
+
+
+def open_data(config: TrainConfig, initial: LoadedModel | None = None) -> TokenData:
+    """Shards as they are, text made into shards; in the tokens of `initial`, a model to start from, if there is one."""
+    if (files := _shards(config.data, "train")) is not None:
+        data = _of_shards(config, files, initial)
+    else:
+        data = _of_text(config, initial)
+    seals = check_seals(data.train)
+    check_seals(data.val)
+    data.fingerprint = [seal or str(shard_info(path).tokens) for path, seal in zip(data.train, seals, strict=True)]
+    return data
+
+
+def _shards(source: str, split: str) -> list[Path] | None:
+    """The shards that `source` names, of a folder those of the split; None where it names something else."""
+    path = Path(source)
+    if path.is_dir():
+        shards = sorted(file for file in path.glob("*.bin") if is_shard(file))
+        named = [file for file in shards if re.search(rf"_{split}(_\d+)?\.bin$", file.name)]
+        return named or shards or None
+    return shard_files(source) if path.suffix == ".bin" else None
+
+
+def _of_shards(config: TrainConfig, train: list[Path], initial: LoadedModel | None) -> TokenData:
+    spec = config.tokenizer
+    if spec is not None and spec.startswith("bpe:"):
+        raise UserError(f"--tokenizer {spec}: {config.data} holds tokens already, and none can be trained on them")
+    if spec is None and (beside := train[0].parent / TOKENIZER).exists():
+        spec = str(beside)
+    if spec is None and initial is not None and initial.tokenizer_source is not None:
+        spec = str(initial.tokenizer_source)
+    if spec is None and dtype_for(GPT2_VOCAB_SIZE) == shard_info(train[0]).dtype:
+        spec = "gpt2"  # llm.c's shards come without a tokenizer
+    if spec is None:
+        raise UserError(f"{config.data} says nothing of its tokenizer: give --tokenizer")
+    try:
+        tokenizer = Tokenizer.from_spec(spec)
+    except UserError:
+        if spec != "gpt2":
+            raise
+        tokenizer = None  # without a network tokens can be learned, though not shown
+    vocab_size = tokenizer.vocab_size if tokenizer else GPT2_VOCAB_SIZE
+    val: list[Path] = []
+    if config.val_data is not None:
+        val = _validation_files(config.val_data, spec)
+    elif Path(config.data).is_dir():
+        val = [file for file in _shards(config.data, "val") or [] if file not in train]
+    return TokenData(train, val, tokenizer, spec, vocab_size, [])
+
+
+def _of_text(config: TrainConfig, initial: LoadedModel | None) -> TokenData:
+    """A text without one to validate on gives a part of itself; with one, it is trained on as a whole."""
+    spec = config.tokenizer
+    if spec is None and initial is not None and initial.tokenizer_source is not None:
+        spec = str(initial.tokenizer_source)
+    data = prepare(config.data, spec or DEFAULT_TOKENIZER)
+    train, val = shard_files(data.train), shard_files(data.val)
+    if config.val_data is not None:
+        train, val = train + val, _validation_files(config.val_data, str(data.tokenizer))
+    tokenizer = Tokenizer.load(data.tokenizer)
+    return TokenData(train, val, tokenizer, spec or DEFAULT_TOKENIZER, data.vocab_size, [])
+
+
+def _validation_files(source: str, tokenizer: str) -> list[Path]:
+    """All the shards of --val-data, in the tokens of the training data."""
+    if (files := _shards(source, "val")) is not None:
+        return files
+    data = prepare(source, tokenizer)
+    return shard_files(data.train) + shard_files(data.val)
+
+
+def validation_loader(files: Sequence[Path], B: int, T: int, vocab_size: int) -> DataLoader | None:
+    """Of at most B sequences at a time, fewer where the files have no more; None where they have not even one."""
+    most = max((shard_info(path).tokens for path in files), default=0)
+    fit = min(B, (most - 1) // T)
+    return DataLoader(files, fit, T, shuffle=False, vocab_size=vocab_size) if fit > 0 else None
+
+
+# ---- the model -----------------------------------------------------------------------------------------------------
+
+
+def _shape(config: TrainConfig, data: TokenData, initial: LoadedModel | None) -> GPT2Config:
+    V = data.vocab_size
+    if initial is not None:
+        if V > initial.config.vocab_size:
+            raise UserError(
+                f"the tokenizer {config.tokenizer or data.tokenizer_spec} has {V} tokens, and {config.model} knows "
+                f"{initial.config.vocab_size}: give the --tokenizer that the model was made with"
+            )
+        return initial.config
+    if config.model is not None:
+        return GPT2Config.from_descriptor(config.model, V)
+    channels = config.channels or DEFAULT_CHANNELS
+    head_size = next(size for size in HEAD_SIZES if channels % size == 0)
+    heads = config.heads or channels // head_size
+    return GPT2Config(V, config.sequence_length, config.layers or DEFAULT_LAYERS, heads, channels)
+
+
+def check_memory(shape: GPT2Config, config: TrainConfig) -> None:
+    """Raises UserError, before any is taken, where a run needs more memory than there is; says what would fit."""
+    available = memory.available_memory()
+    if available is None:
+        return
+    room = available - memory.RESERVE
+
+    def needed(batch_size: int, recompute: int) -> int:
+        plan = plan_parameters(shape, training=True)
+        plan_activations(plan, shape, batch_size, config.sequence_length, recompute)
+        return plan.bytes
+
+    if (wanted := needed(config.batch_size, config.recompute)) <= room:
+        return
+    for recompute in sorted({config.recompute, 2}):
+        batches = range(1, config.batch_size + 1)
+        if fits := bisect.bisect_right([*batches], room, key=partial(needed, recompute=recompute)):
+            more = f" with --recompute {recompute}" if recompute != config.recompute else ""
+            way = f"--batch-size {fits}{more} would fit"
+            break
+    else:
+        smallest = plan_parameters(shape, training=True).bytes / 1e9
+        way = f"the model alone takes {smallest:.1f} GB, so choose a smaller one or a shorter --sequence-length"
+    raise UserError(
+        f"--batch-size {config.batch_size} of {config.sequence_length} tokens needs {wanted / 1e9:.1f} GB of memory, "
+        f"and {max(room, 0) / 1e9:.1f} GB are free: {way}"
+    )

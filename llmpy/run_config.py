@@ -1,0 +1,320 @@
+"""Every setting of a training run in one table: flags, checks and `config.toml` all follow from it."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from llmpy import __version__
+from llmpy.errors import UserError
+
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
+HEADER = "# llmpy train"  # how a file of ours begins
+SEAL = "# sha256 "  # and how its last line does
+_COMMENT_COLUMN = 32
+
+
+def _setting(
+    section: str,
+    default: Any,
+    help: str,
+    short: str | None = None,
+    *,
+    metavar: str | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    also: float | None = None,
+    choices: Sequence[Any] | None = None,
+    later: Mapping[Any, str] | None = None,
+) -> Any:
+    """A field and all that is known of it: `short` is llm.c's flag; low <= value <= high, or `also`; one of `choices`.
+
+    `later` are values that a later version will take, and what they ask for.
+    """
+    limits = {"low": low, "high": high, "also": also, "choices": choices, "later": later or {}}
+    metadata = {"section": section, "help": help, "short": short, "metavar": metavar, **limits}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Every setting of a training run. None means: chosen to suit the rest; `config.toml` says what was chosen.
+
+    Raises UserError for a value that cannot be.
+    """
+
+    data: str = _setting(
+        "data",
+        "python-docs",
+        "what to learn: python-docs (the manual inside Python), shakespeare, tinystories, a file, folder or glob of "
+        ".txt, .md or .jsonl, or shards of tokens (.bin)",
+        "-i",
+        metavar="DATA",
+    )
+    val_data: str | None = _setting(
+        "data", None, "what to validate on (default: a part of the data, held out)", "-j", metavar="DATA"
+    )
+    tokenizer: str | None = _setting(
+        "data",
+        None,
+        "bytes, gpt2, bpe:N (N tokens, trained on the text) or a tokenizer's file (default: that of the model or the "
+        "shards, else bpe:1024)",
+        metavar="KIND",
+    )
+
+    model: str | None = _setting(
+        "model",
+        None,
+        "a shape, d12 or gpt3:c768, or a model to start from: a run folder, a Hugging Face folder or name, an llm.c "
+        ".bin (default: --layers --heads --channels)",
+        "-e",
+        metavar="MODEL",
+    )
+    layers: int | None = _setting("model", None, "blocks of the model", low=1)
+    heads: int | None = _setting("model", None, "attention heads of a block", low=1)
+    channels: int | None = _setting("model", None, "width of the residual stream", low=1)
+
+    batch_size: int = _setting("batch", 16, "sequences computed at a time", "-b", low=1)
+    sequence_length: int = _setting("batch", 256, "tokens of a sequence", "-t", low=1)
+    total_batch_tokens: int = _setting(
+        "batch", -1, "tokens to a step, made of as many batches as it takes; -1: one batch", "-d", low=1, also=-1
+    )
+
+    steps: int = _setting("optimizer", 300, "steps to train; -1: once through the data", "-x", low=1, also=-1)
+    lr: float | None = _setting("optimizer", None, "highest learning rate (default: 0.46 / channels)", "-l", low=0)
+    schedule: str = _setting(
+        "optimizer", "cosine", "how the learning rate goes down after warm-up", "-k", choices=SCHEDULES
+    )
+    warmup: int | None = _setting(
+        "optimizer", None, "steps in which the learning rate goes up (default: a twentieth)", "-u", low=0
+    )
+    final_lr_fraction: float = _setting(
+        "optimizer", 0.0, "learning rate at the end, as a fraction", "-q", low=0, high=1
+    )
+    weight_decay: float = _setting("optimizer", 0.1, "pull of the weight matrices towards 0", "-c", low=0)
+    beta1: float = _setting("optimizer", 0.9, "AdamW's memory of the gradient", low=0, high=0.999999)
+    beta2: float = _setting("optimizer", 0.95, "AdamW's memory of its square", low=0, high=0.999999)
+    clip: float = _setting("optimizer", 1.0, "largest norm of the gradient; 0: any", low=0)
+    skip_loss_z: float = _setting(
+        "optimizer", 0.0, "skip a step whose loss is so many deviations above the last 128; 0: none", "-sl", low=0
+    )
+    skip_norm_z: float = _setting("optimizer", 0.0, "the same for the gradient's norm; 0: none", "-sg", low=0)
+    overfit: bool = _setting("optimizer", False, "train on the first batch again and again, to see it learned", "-a")
+    seed: int = _setting("optimizer", 42, "of the initial values and the order of the data", low=0, high=2**32 - 1)
+
+    eval_every: int = _setting("evaluation", 50, "validate every N steps and at the end; 0: never", "-v", low=0)
+    eval_batches: int = _setting("evaluation", 20, "batches to validate on, at most; -1: all", "-m", low=1, also=-1)
+    sample_every: int | None = _setting(
+        "evaluation",
+        None,
+        "let the model write every N steps and at the end; 0: never (default: at the end)",
+        "-s",
+        low=0,
+    )
+    sample_tokens: int = _setting("evaluation", 200, "tokens to write", "-g", low=1)
+    sample_prompt: str = _setting("evaluation", "", "how the sample begins", metavar="TEXT")
+    log_every: int = _setting(
+        "evaluation", 0, "print every N-th step; 0: as many as can be read; -1: none", low=0, also=-1
+    )
+
+    checkpoint_every: int = _setting(
+        "checkpoints", 100, "save every N steps and at the end; 0: at the end", "-n", low=0
+    )
+    keep: int = _setting("checkpoints", 2, "checkpoints to keep, the newest; 0: all", "-nk", low=0)
+    major_every: int = _setting("checkpoints", 0, "and for good every N-th step's; 0: none", "-nm", low=0)
+
+    precision: str = _setting(
+        "machine",
+        "float32",
+        "numbers to compute with",
+        choices=("float32", "bfloat16"),
+        later={"bfloat16": "training in bfloat16"},
+    )
+    device: str = _setting(
+        "machine",
+        "auto",
+        "whose kernels to use; reference is slow NumPy",
+        choices=("auto", "cpu", "cuda", "reference"),
+        later={"cuda": "training on a GPU"},
+    )
+    threads: int | None = _setting("machine", None, "threads to compute with (default: the physical cores)", low=1)
+    recompute: int = _setting(
+        "machine",
+        0,
+        "memory for time: 1 makes GELU again in the backward pass, 2 whole blocks",
+        "-r",
+        choices=(0, 1, 2),
+    )
+
+    def __post_init__(self) -> None:
+        for setting in fields(self):
+            checked = _check(setting, getattr(self, setting.name))
+            object.__setattr__(self, setting.name, checked)  # 1 given for a float is 1.0
+        if self.model and (self.layers or self.heads or self.channels):
+            raise UserError(f"{flag('model')} {self.model} has a shape: leave out --layers, --heads and --channels")
+        tokens, batch = self.total_batch_tokens, self.batch_size * self.sequence_length
+        if tokens != -1 and tokens % batch:
+            fits = max(tokens // batch, 1) * batch
+            raise UserError(
+                f"{flag('total_batch_tokens')} {tokens} is no multiple of {self.batch_size} sequences of "
+                f"{self.sequence_length} tokens ({batch}): give {fits}, or change the batch"
+            )
+
+    @property
+    def micro_steps(self) -> int:
+        """Batches whose gradients are added up to a step."""
+        return max(self.total_batch_tokens // (self.batch_size * self.sequence_length), 1)
+
+    @property
+    def step_tokens(self) -> int:
+        return self.micro_steps * self.batch_size * self.sequence_length
+
+    @property
+    def backend(self) -> str:
+        return "cpu" if self.device == "auto" else self.device
+
+
+@cache
+def setting_types() -> dict[str, tuple[type, bool]]:
+    """Of every setting: its type, and whether it may be None."""
+    types = {}
+    for name, hint in get_type_hints(TrainConfig).items():
+        kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+        types[name] = (kinds[0], len(get_args(hint)) > 1)
+    return types
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _check(setting: Field[Any], given: Any) -> Any:
+    """The value, if it can be. Raises UserError saying what would do."""
+    (kind, optional), limits = setting_types()[setting.name], setting.metadata
+    value: Any = given
+    if value is None and optional:
+        return None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+        raise UserError(f"{flag(setting.name)} must be {words[kind]}, not {value!r}")
+    if kind is str and not value and setting.name != "sample_prompt":
+        raise UserError(f"{flag(setting.name)} is empty: give a value, or leave it out")
+    if limits["choices"] and value not in limits["choices"]:
+        raise UserError(f"{flag(setting.name)} is one of {', '.join(map(str, limits['choices']))}, not {value}")
+    if value in limits["later"]:
+        raise UserError(f"{flag(setting.name)} {value}: {limits['later'][value]} comes in a later version")
+    if kind in (int, float) and value != limits["also"]:
+        _check_range(setting.name, value, limits["low"], limits["high"], limits["also"])
+    return value
+
+
+def _check_range(name: str, value: Any, low: float | None, high: float | None, also: float | None) -> None:
+    ends = [f"at least {low}" if low is not None else "", f"at most {high}" if high is not None else ""]
+    too_low, too_high = low is not None and value < low, high is not None and value > high
+    if too_low or too_high or not math.isfinite(value):
+        wanted = " and ".join(end for end in ends if end) or "finite"
+        raise UserError(f"{flag(name)} must be {wanted}{f' (or {also})' if also is not None else ''}, not {value}")
+    if abs(value) >= 2**63:
+        raise UserError(f"{flag(name)} is too large: {value}")
+
+
+# ---- as a file -----------------------------------------------------------------------------------------------------
+
+
+def to_toml(config: TrainConfig) -> str:
+    """The text of a `config.toml`: by section, each setting with what it means, and sealed against damage."""
+    lines = [
+        f"{HEADER}, version {__version__}: `llmpy train --config THIS_FILE` repeats the run.",
+        "# To change something: copy the file, edit the copy, and remove its last line, which holds a checksum.",
+    ]
+    section = None
+    for setting in fields(config):
+        if setting.metadata["section"] != section:
+            section = setting.metadata["section"]
+            lines += ["", f"[{section}]"]
+        value = getattr(config, setting.name)
+        line = f"# {setting.name} =" if value is None else f"{setting.name} = {_toml_value(value)}"
+        described = f"{line:<{_COMMENT_COLUMN}}# {setting.metadata['help']}"
+        lines += [described] if len(described) <= 120 else [f"# {setting.metadata['help']}", line]
+    text = "\n".join(lines) + "\n\n"
+    return f"{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def read_toml(path: Path, sealed: bool = False) -> dict[str, Any]:
+    """The settings that a file gives, unchecked but for their names. `sealed`: it must still be as a run wrote it.
+
+    Raises UserError for a file that is no TOML, has settings of other names, or fails its own checksum.
+    """
+    try:
+        text = path.read_bytes().decode()
+        sections = tomllib.loads(text)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:  # UnicodeDecodeError and TOMLDecodeError
+        raise UserError(f"{path} is damaged or no TOML: {' '.join(str(error).split())}") from error
+    _check_seal(path, text, sealed)
+    settings: dict[str, Any] = {}
+    known = {setting.name: setting.metadata["section"] for setting in fields(TrainConfig)}
+    for section, values in sections.items():
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: {section} stands outside of a [section]: {_suggest(section, known)}")
+        for name, value in values.items():
+            if known.get(name) != section:
+                raise UserError(f"{path}: there is no setting {name} in [{section}]: {_suggest(name, known)}")
+            settings[name] = value
+    return settings
+
+
+def _suggest(name: str, known: Mapping[str, str]) -> str:
+    if near := difflib.get_close_matches(name, known, 1):
+        return f"[{known[near[0]]}] {near[0]} is one"
+    return "llmpy train --help shows all"
+
+
+def _check_seal(path: Path, text: str, sealed: bool) -> None:
+    body, _, seal = text.rpartition(SEAL)
+    if not body and not sealed:
+        return  # written by hand
+    if not body or seal.rstrip("\n") != hashlib.sha256(body.encode()).hexdigest():
+        edited = "restore it, and change settings by flags" if sealed else "if you edited it, remove its last line"
+        raise UserError(f"{path} is not as the run wrote it (its checksum does not match): {edited}")
+
+
+def from_settings(settings: Mapping[str, Any], where: str = "") -> TrainConfig:
+    """A config of these settings. Raises UserError, beginning with `where` they come from, if one cannot be."""
+    try:
+        return TrainConfig(**settings)
+    except UserError as error:
+        raise UserError(f"{where}: {error}" if where else str(error)) from error
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `over` on top; a model that one names and a shape that the other gives do not stand side by side."""
+    shape = ("layers", "heads", "channels")
+    result = dict(base)
+    if over.get("model") is not None and not any(over.get(name) for name in shape):
+        result |= dict.fromkeys(shape)
+    if any(over.get(name) for name in shape) and over.get("model") is None:
+        result["model"] = None
+    return result | dict(over)
+
+
+def as_settings(config: TrainConfig) -> dict[str, Any]:
+    return asdict(config)
