@@ -9,13 +9,15 @@ The order of the sums depends on the depth alone, never on how the tasks fall to
 
 from __future__ import annotations
 
-from numba import prange
+import numpy as np
+from numba import get_num_threads, prange
 
 from llmpy.kernels.cpu.compile import boolean, helper, i64, kernel, matrix, vector
 from llmpy.kernels.cpu.isa import ISA
 from llmpy.kernels.cpu.microkernel import fetch_add, make_tile
 from llmpy.kernels.cpu.packing import make_packer
 from llmpy.kernels.cpu.vector_math import gelu, gelu_derivative
+from llmpy.kernels.cpu.workspace import scratch
 
 MR, NR = ISA.tile.rows, ISA.tile.columns
 PASS_DEPTH = 768  # of the sum in one visit to a tile: long enough that visits to C are few, short enough for the panels to stay in L2
@@ -112,38 +114,45 @@ def _run_tasks(c, share_a, a, a_stride, a_along, b, b_stride, b_along, k0, k1, K
                     _multiply(c, i, j, panel_a, panel_b, pass_depth, add, edge, last, epilogue, bias, extra)
 
 
-@kernel(matrix, matrix, matrix, i64, boolean, i64, vector, matrix, vector, matrix, i64[::1], i64)
-def gemm(c, a, b, layout, accumulate, epilogue, bias, extra, shared, private, counter, threads):
-    """c [M, N] = A B, or += with `accumulate`; then the epilogue: bias [N], and extra [M, N] as residual, GELU's input or output.
-
-    shared [SHARED_FLOATS], private [threads, BLOCK_FLOATS + ...] and counter [1] are scratch.
-    """
+@kernel(matrix, matrix, matrix, i64, boolean, i64, vector, matrix, i64, i64, i64, i64, vector, matrix, i64[::1])
+def _gemm(c, a, b, layout, accumulate, epilogue, bias, extra, depth, slice_depth, block, parts, shared, private, counter):
+    """A pass is `depth` deep; the shared operand is packed `slice_depth` deep at a time; a task is `block` private panels by one of `parts`."""
     M, N = c.shape
     K = a.shape[0] if layout == TN else a.shape[1]
     share_a = M <= N
-    shared_panels, shared_rows, private_panels, private_rows = (M + MR - 1) // MR, MR, (N + NR - 1) // NR, NR
-    if not share_a:
-        shared_panels, shared_rows, private_panels, private_rows = private_panels, private_rows, shared_panels, shared_rows
-    passes = (K + PASS_DEPTH - 1) // PASS_DEPTH
-    depth = (K + passes - 1) // passes
-    depth = min(K, (depth + 15) // 16 * 16)
-    per_slice = max(depth, SHARED_FLOATS // (shared_panels * shared_rows * depth) * depth)
-    # Enough tasks to keep all threads busy to the end: smaller blocks first, then parts of the shared operand.
-    block = max(1, min(BLOCK_FLOATS // (depth * private_rows), private_panels // (4 * threads)))
-    blocks = (private_panels + block - 1) // block
-    parts = 1 if blocks >= 4 * threads else min(shared_panels, (4 * threads + blocks - 1) // blocks)
+    shared_panels, shared_rows = ((M + MR - 1) // MR, MR) if share_a else ((N + NR - 1) // NR, NR)
     a_at, b_at, shared_at, counter_at = a.ctypes.data, b.ctypes.data, shared.ctypes.data, counter.ctypes.data
     a_stride, b_stride, a_along, b_along = a.shape[1], b.shape[1], layout != TN, layout == NT
-
-    for k0 in range(0, K, per_slice):
-        k1 = min(K, k0 + per_slice)
-        slice_passes = (k1 - k0 + depth - 1) // depth
-        for job in prange(shared_panels * slice_passes):
-            s, k = job // slice_passes, k0 + job % slice_passes * depth
+    for k0 in range(0, K, slice_depth):
+        k1 = min(K, k0 + slice_depth)
+        passes = (k1 - k0 + depth - 1) // depth
+        for job in prange(shared_panels * passes):
+            s, k = job // passes, k0 + job % passes * depth
             pass_depth = min(depth, k1 - k)
             panel = shared_at + ((k - k0) * shared_panels + s * pass_depth) * shared_rows * 4
             _pack(share_a, panel, a_at, a_stride, a_along, b_at, b_stride, b_along, s, M, N, k, pass_depth)
         counter[0] = 0
-        for thread in prange(threads):
+        for thread in prange(private.shape[0]):
             _run_tasks(c, share_a, a_at, a_stride, a_along, b_at, b_stride, b_along, k0, k1, K, depth, accumulate, epilogue, bias, extra,
                        shared_at, private[thread], counter_at, block, parts)  # fmt: skip
+
+
+_NO_VECTOR, _NO_MATRIX = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
+
+
+def gemm(c, a, b, layout, accumulate=False, epilogue=NOTHING, bias=_NO_VECTOR, extra=_NO_MATRIX):
+    """c [M, N] = A B, or += with `accumulate`; then the epilogue: bias [N], and extra [M, N] as residual, GELU's input or output."""
+    (M, N), K, threads = c.shape, len(a) if layout == TN else a.shape[1], get_num_threads()
+    panels_a, panels_b = -(-M // MR), -(-N // NR)
+    (shared_rows, private_panels, private_rows) = (panels_a * MR, panels_b, NR) if M <= N else (panels_b * NR, panels_a, MR)
+    # Passes of equal depth, so short that the shared operand fits its buffer. They depend on the shapes only: so does the order of the sums.
+    passes = max(-(-K // PASS_DEPTH), -(-shared_rows * K // SHARED_FLOATS) if shared_rows * PASS_DEPTH > SHARED_FLOATS else 1)
+    depth = -(-K // passes // 16) * 16
+    slice_depth = max(1, SHARED_FLOATS // (shared_rows * depth)) * depth
+    # Enough tasks to keep all threads busy to the end: smaller blocks first, then parts of the shared operand.
+    block = max(1, min(BLOCK_FLOATS // (depth * private_rows), private_panels // (4 * threads)))
+    parts = min(shared_rows // (MR if M <= N else NR), -(-4 * threads // -(-private_panels // block)))
+    shared = scratch("gemm shared", max(SHARED_FLOATS, shared_rows * depth))
+    private = scratch("gemm private", threads, BLOCK_FLOATS + (PASS_DEPTH + 16) * NR + MR * NR)[:threads]
+    counter = scratch("gemm counter", 8, dtype=np.int64)
+    _gemm(c, a, b, layout, accumulate, epilogue, bias, extra, depth, slice_depth, block, parts, shared, private, counter)

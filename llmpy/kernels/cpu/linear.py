@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import get_num_threads, prange
+from numba import prange
 
-from llmpy.kernels.cpu.compile import boolean, helper, i64, kernel, matrix, vector
-from llmpy.kernels.cpu.gemm import BIAS, BIAS_GELU, BIAS_RESIDUAL, BLOCK_FLOATS, GELU_GRADIENT, MR, NN, NOTHING, NR, NT, SHARED_FLOATS, TN, gemm
+from llmpy.kernels.cpu.compile import helper, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.gemm import BIAS, BIAS_GELU, BIAS_RESIDUAL, GELU_GRADIENT, NN, NOTHING, NT, TN, gemm
 from llmpy.kernels.cpu.vector_math import gelu
-from llmpy.kernels.cpu.workspace import scratch
 
 FEW_ROWS = 4  # up to here a product is limited by reading the weights, and dot products do it with no packing
 _NO_VECTOR, _NO_MATRIX = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
@@ -27,9 +26,9 @@ def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):
     if len(x) <= FEW_ROWS:
         few_rows(y, x, w, epilogue, b, extra)
     elif epilogue == BIAS_RESIDUAL and np.may_share_memory(y, residual):
-        product(y, x, w, NT, accumulate=True, epilogue=BIAS, bias=b)  # y + x w^T: the residual is there already
+        gemm(y, x, w, NT, accumulate=True, epilogue=BIAS, bias=b)  # y + x w^T: the residual is there already
     else:
-        product(y, x, w, NT, epilogue=epilogue, bias=b, extra=extra)
+        gemm(y, x, w, NT, epilogue=epilogue, bias=b, extra=extra)
 
 
 def linear_backward(dx, dw, db, dy, x, w, pre_gelu=None, accumulate=True):
@@ -37,22 +36,14 @@ def linear_backward(dx, dw, db, dy, x, w, pre_gelu=None, accumulate=True):
 
     dx may be x itself, or None; with `pre_gelu` [N, C], where x = gelu(pre_gelu), dx is the gradient of pre_gelu.
     """
-    product(dw, dy, x, TN, accumulate=accumulate)
+    gemm(dw, dy, x, TN, accumulate=accumulate)
     if db is not None:
         add_column_sums(db, dy)
     if dx is not None:
         if pre_gelu is None:
-            product(dx, dy, w, NN)
+            gemm(dx, dy, w, NN)
         else:
-            product(dx, dy, w, NN, epilogue=GELU_GRADIENT, extra=pre_gelu)
-
-
-def product(c, a, b, layout, accumulate=False, epilogue=NOTHING, bias=_NO_VECTOR, extra=_NO_MATRIX):
-    """c (+)= a b, see `gemm`, with its scratch memory."""
-    shared = scratch("gemm shared", SHARED_FLOATS + 64 * 1024)
-    threads = get_num_threads()
-    private = scratch("gemm private", threads, BLOCK_FLOATS + 64 * 1024)
-    gemm(c, a, b, layout, accumulate, epilogue, bias, extra, shared, private, scratch("gemm counter", 8, dtype=np.int64), threads)
+            gemm(dx, dy, w, NN, epilogue=GELU_GRADIENT, extra=pre_gelu)
 
 
 @helper
