@@ -102,10 +102,11 @@ def read_prompt(args: argparse.Namespace) -> str:
             data = args.prompt_file.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {args.prompt_file}: {error.strerror or error}") from error
-        return as_text(data, str(args.prompt_file))
+        return as_text(data, str(args.prompt_file)).removesuffix("\n").removesuffix("\r")
     if given == ["-"] or (not given and stdin_is_given()):
-        return as_text(sys.stdin.buffer.read(), "stdin")
-    return given[0] if given else ""
+        return as_text(sys.stdin.buffer.read(), "stdin").removesuffix("\n").removesuffix("\r")
+    # The bytes as they were typed, whatever the locale made of them.
+    return as_text(os.fsencode(given[0]), "the prompt") if given else ""
 
 
 def stdin_is_given() -> bool:
@@ -119,7 +120,7 @@ def stdin_is_given() -> bool:
 
 def as_text(data: bytes, where: str) -> str:
     try:
-        return data.decode().removesuffix("\n").removesuffix("\r")
+        return data.decode()
     except UnicodeDecodeError as error:
         raise UserError(
             f"{where} is not UTF-8 text (byte {error.start}): convert it, or choose another file"

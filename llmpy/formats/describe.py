@@ -21,6 +21,7 @@ from llmpy.formats import detect, find_tokenizer, hub, huggingface, llmc, llmc_d
 from llmpy.formats.safetensors import SafetensorsFile
 from llmpy.parameters import gpt2_table, total_size
 from llmpy.progress import bar
+from llmpy.run_config import read_toml
 from llmpy.tokenizers import Tokenizer
 
 CHUNK = 4 * 2**20  # numbers looked at in one go
@@ -169,7 +170,11 @@ def _run(path: Path, description: Description, tokenizer: Tokenizer | None) -> N
     if newest is not None:
         _folder(newest, description, tokenizer)
     if (path / "config.toml").exists():
-        description.facts["config"] = _toml(path / "config.toml")
+        try:
+            settings = read_toml(path / "config.toml")
+            description.facts["settings"] = {name: value for name, value in settings.items() if value is not None}
+        except UserError as error:
+            description.problems.append(str(error))
 
 
 def _last_losses(log: Path) -> dict[str, Any]:
@@ -182,15 +187,6 @@ def _last_losses(log: Path) -> dict[str, Any]:
         facts["last_step"] = int(step)
         facts[names[name]] = float(value)
     return facts
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
 
 
 # ---- tokens and text -----------------------------------------------------------------------------------------------

@@ -1,0 +1,169 @@
+"""llmpy run: the text goes to stdout as it is made, all else to stderr."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llmpy.cli import main
+from llmpy.formats import llmc
+from tests.formats.conftest import BYTES, make_model
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = ["--device", "reference"]
+
+
+@pytest.fixture(autouse=True)
+def terminal(monkeypatch):
+    """Nothing is connected to stdin unless a test does so."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+
+
+@pytest.fixture
+def run(models, capsys):
+    """`run(*arguments)` -> (status, stdout, stderr)"""
+
+    def run(*arguments, model="folder"):
+        status = main(["run", str(models / model), *FAST, *map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def process(*arguments, **options):
+    command = [sys.executable, "-m", "llmpy", "run", *map(str, arguments), *FAST]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"} | options.pop("env", {})
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, **options
+    )
+
+
+def test_a_text_with_its_prompt_on_stdout_and_the_figures_on_stderr(run):
+    status, out, err = run("Once", "-n", 30, "-s", 3, "--no-stop")
+    assert status == 0
+    assert out.startswith("Once")
+    assert out.endswith("\n")
+    assert len(out) > 20
+    assert re.fullmatch(r"prompt 4 tokens in \S+ s, 30 tokens at \S+ tokens/s; --seed 3\n", err)
+
+
+def test_the_seed_that_is_printed_repeats_the_text(run):
+    _, out, err = run("Once", "-n", 30)
+    seed = re.search(r"--seed (\d+)", err)[1]
+    assert run("Once", "-n", 30, "--seed", seed)[1] == out
+    assert run("Once", "-n", 30, "--seed", int(seed) + 1)[1] != out
+
+
+def test_every_way_to_give_a_prompt(run, tmp_path, monkeypatch):
+    (tmp_path / "prompt").write_bytes("Grüße\n".encode())
+    expected = run("Grüße", "-s", 1)[1]
+    assert expected.startswith("Grüße")
+    assert run("-i", "Grüße", "-s", 1)[1] == expected
+    assert run("--prompt-file", tmp_path / "prompt", "-s", 1)[1] == expected
+    with open(tmp_path / "prompt", encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert run("-s", 1)[1] == expected
+    with open(tmp_path / "prompt", encoding="utf-8") as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert run("-", "-s", 1)[1] == expected
+
+
+def test_from_nothing_a_new_text_begins(run):
+    _, out, err = run("-n", 20, "-s", 1)
+    assert "prompt 1 tokens" in err
+    assert "<|endoftext|>" not in out
+
+
+def test_samples_one_after_the_other(run):
+    both = run("A", "-n", 15, "-s", 5, "--num-samples", 2)[1]
+    assert both == "---\n".join(run("A", "-n", 15, "-s", seed)[1] for seed in (5, 6))
+
+
+def test_greedy_takes_no_heed_of_the_seed(run):
+    assert run("A", "-t", 0, "-s", 1)[1] == run("A", "-t", 0, "-s", 2)[1]
+
+
+def test_it_stops_where_the_text_ends_unless_told_not_to(tmp_path, run, capsys):
+    model = make_model(BYTES)
+    model.parameters.lnfw[:], model.parameters.lnfb[:] = 0, 1
+    model.parameters.wte[:] = 0
+    model.parameters.wte[256] = 5  # the end of text, always
+    llmc.write_model(tmp_path / "model.bin", BYTES, model.parameters)
+    arguments = ["run", str(tmp_path / "model.bin"), "ab", *FAST, "-z", "bytes", "-n", "3", "-t", "0"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == "ab\n"
+    assert main([*arguments, "--no-stop"]) == 0
+    assert capsys.readouterr().out == "ab" + 3 * "<|endoftext|>" + "\n"
+
+
+def test_the_same_model_in_llmcs_file_with_a_tokenizer_by_name(run):
+    expected = run("A", "-s", 1)[1]
+    assert run("A", "-s", 1, "-z", "bytes", model="model.bin")[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["A", "-i", "B"], "more than one prompt"),
+        (["--prompt-file", "missing"], "cannot read missing"),
+        (["A", "-t", "-1"], "temperature"),
+        (["A", "-p", "2"], "top-p"),
+        (["A", "--num-samples", "0"], "0 samples"),
+        (["A", "-n", "-1"], "-1 tokens"),
+        (["A", "-z", "nothing"], "no tokenizer 'nothing'"),
+        (["A", "-m", "chat"], "chat needs"),
+        (["A", "-y", "be kind"], "chat needs"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_and_status_1(arguments, why, run):
+    status, out, err = run(*arguments)
+    assert (status, out) == (1, "")
+    assert err.startswith("llmpy: error: ")
+    assert err.count("\n") == 1
+    assert why in err
+
+
+def test_a_model_without_a_tokenizer_asks_for_one(run):
+    assert "give --tokenizer" in run("A", model="model.bin")[2]
+
+
+def test_a_device_that_there_is_not(models, capsys):
+    assert main(["run", str(models / "folder"), "A", "--device", "abacus"]) == 1
+    assert "'abacus'" in capsys.readouterr().err
+
+
+def test_a_prompt_that_is_no_text(run, tmp_path):
+    (tmp_path / "prompt").write_bytes(b"abc\xff")
+    assert "prompt is not UTF-8 text (byte 3)" in run("--prompt-file", tmp_path / "prompt")[2]
+    assert "the prompt is not UTF-8 text (byte 3)" in run(os.fsdecode(b"abc\xff"))[2]
+
+
+def test_weights_that_are_no_numbers_are_said(tmp_path, capsys):
+    model = make_model(BYTES)
+    model.parameters.lnfb[0] = float("nan")
+    llmc.write_model(tmp_path / "model.bin", BYTES, model.parameters)
+    assert main(["run", str(tmp_path / "model.bin"), "A", *FAST, "-z", "bytes"]) == 1
+    assert "not a number" in capsys.readouterr().err
+
+
+def test_a_pipe_gets_whole_characters_at_once_whatever_the_locale(models):
+    environment = {"LC_ALL": "POSIX", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    with process(models / "folder", "é", "-n", "300", "-s", "1", env=environment) as running:
+        chunks = iter(lambda: running.stdout.read1(65536), b"")
+        texts = [chunk.decode() for chunk in chunks]  # each is UTF-8 by itself
+        assert running.stderr.read().startswith(b"prompt 2 tokens")
+    assert running.returncode == 0
+    assert texts[0].startswith("é")
+    assert len("".join(texts)) > 100
+
+
+def test_a_reader_that_goes_away_is_no_error(models):
+    with process(models / "folder", "A", "-n", "10000000", "--no-stop") as running:
+        assert running.stdout.read(10).startswith(b"A")
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait(30) == 1
