@@ -142,6 +142,9 @@ _NO_VECTOR, _NO_MATRIX = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
 
 def gemm(c, a, b, layout, accumulate=False, epilogue=NOTHING, bias=_NO_VECTOR, extra=_NO_MATRIX):
     """c [M, N] = A B, or += with `accumulate`; then the epilogue: bias [N], and extra [M, N] as residual, GELU's input or output."""
+    if not ISA.own_gemm:
+        _gemm_numpy(c, a, b, layout, accumulate, epilogue, bias, extra)
+        return
     (M, N), K, threads = c.shape, len(a) if layout == TN else a.shape[1], get_num_threads()
     panels_a, panels_b = -(-M // MR), -(-N // NR)
     (shared_rows, private_panels, private_rows) = (panels_a * MR, panels_b, NR) if M <= N else (panels_b * NR, panels_a, MR)
@@ -156,3 +159,20 @@ def gemm(c, a, b, layout, accumulate=False, epilogue=NOTHING, bias=_NO_VECTOR, e
     private = scratch("gemm private", threads, BLOCK_FLOATS + (PASS_DEPTH + 16) * NR + MR * NR)[:threads]
     counter = scratch("gemm counter", 8, dtype=np.int64)
     _gemm(c, a, b, layout, accumulate, epilogue, bias, extra, depth, slice_depth, block, parts, shared, private, counter)
+
+
+def _gemm_numpy(c, a, b, layout, accumulate, epilogue, bias, extra):
+    """The same on a processor whose vectors we have no tile for: the product by NumPy's library, the rest by us."""
+    a, b = a.T if layout == TN else a, b.T if layout == NT else b
+    if accumulate:
+        c += a @ b
+    else:
+        np.matmul(a, b, out=c)
+    if epilogue != NOTHING:
+        _finish_rows(c, epilogue, bias, extra)
+
+
+@kernel(matrix, i64, vector, matrix)
+def _finish_rows(c, epilogue, bias, extra):
+    for i in prange(c.shape[0]):
+        _finish(c, i, i + 1, 0, c.shape[1], epilogue, bias, extra)

@@ -34,23 +34,25 @@ class InstructionSet:
 
     name: str
     tile: TileShape
+    own_gemm: bool = True  # False: large products go to np.matmul
 
 
 INSTRUCTION_SETS = {
     "avx512": InstructionSet("avx512", TileShape(8, 3, 16)),
     "avx2": InstructionSet("avx2", TileShape(4, 3, 8)),
     "neon": InstructionSet("neon", TileShape(4, 6, 4)),
+    "numpy": InstructionSet("numpy", TileShape(4, 2, 4), own_gemm=False),
 }
 
 
 def available() -> list[str]:
-    """Names of what this machine can run, fastest first. The 4-wide tile of NEON runs wherever there are 4-wide vectors."""
+    """Names of what this machine can run, fastest first. NEON's 4-wide tile runs anywhere, if only to be tested."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return ["neon", "numpy"]
     features = binding.get_host_cpu_features()
-    found = []
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        found += ["avx512"] if features.get("avx512f") else []
-        found += ["avx2"] if features.get("avx2") and features.get("fma") else []
-    return [*found, "neon"]
+    found = ["avx512"] if features.get("avx512f") else []
+    found += ["avx2"] if features.get("avx2") and features.get("fma") else []
+    return [*found, "numpy", "neon"]
 
 
 def choose() -> InstructionSet:

@@ -22,58 +22,58 @@ def make_tile(shape: TileShape) -> Any:
 
     a [depth, rows], b [depth, columns], c [rows, columns] with rows `ldc` apart.
     """
-    rows, vectors, width = shape.rows, shape.vectors, shape.width
-    VEC = ir.VectorType(F32, width)
-    cells = [(i, j) for i in range(rows) for j in range(vectors)]
 
     @intrinsic
     def tile(typingctx, depth, a, b, c, ldc, accumulate):
         signature = types.void(types.int64, types.uintp, types.uintp, types.uintp, types.int64, types.boolean)
-
-        def body(build, args):
-            depth, a, b, c, ldc, accumulate = args
-            fma = _declare(build, f"llvm.fma.v{width}f32", ir.FunctionType(VEC, [VEC] * 3))
-            entry, loop = build.block, build.append_basic_block("depth")
-            store, add, end = (build.append_basic_block(name) for name in ("store", "add", "end"))
-            build.branch(loop)
-
-            build.position_at_end(loop)
-            k = build.phi(I64)
-            sums = {cell: build.phi(VEC) for cell in cells}
-            panel_a = build.add(a, build.mul(k, I64(rows * 4)))
-            panel_b = build.add(b, build.mul(k, I64(shape.columns * 4)))
-            columns = [_load(build, panel_b, j * width, VEC) for j in range(vectors)]
-            following = {}
-            for i in range(rows):
-                value = _broadcast(build, _load(build, panel_a, i, F32), width)
-                for j in range(vectors):
-                    following[i, j] = build.call(fma, [value, columns[j], sums[i, j]])
-            k_next = build.add(k, I64(1))
-            k.add_incoming(I64(0), entry)
-            k.add_incoming(k_next, loop)
-            for cell in cells:
-                sums[cell].add_incoming(ir.Constant(VEC, None), entry)
-                sums[cell].add_incoming(following[cell], loop)
-            done = build.append_basic_block("done")
-            build.cbranch(build.icmp_signed("<", k_next, depth), loop, done)
-
-            build.position_at_end(done)
-            build.cbranch(accumulate, add, store)
-            for block in (store, add):
-                build.position_at_end(block)
-                for i in range(rows):
-                    row = build.add(c, build.mul(ldc, I64(i * 4)))
-                    for j in range(vectors):
-                        value = following[i, j]
-                        if block is add:
-                            value = build.fadd(value, _load(build, row, j * width, VEC))
-                        _store(build, row, j * width, value)
-                build.branch(end)
-            build.position_at_end(end)
-
-        return signature, _call(f"llmpy_tile_{rows}x{vectors}x{width}", [I64, I64, I64, I64, I64, I1], body)
+        name = f"llmpy_tile_{shape.rows}x{shape.vectors}x{shape.width}"
+        return signature, _call(name, [I64, I64, I64, I64, I64, I1], lambda build, args: emit_tile(shape, build, args))
 
     return tile
+
+
+def emit_tile(shape: TileShape, build: ir.IRBuilder, args: Any) -> None:
+    """The body of a tile: a loop over the depth with every cell of C in a register, then one store or addition to memory."""
+    depth, a, b, c, ldc, accumulate = args
+    VEC = ir.VectorType(F32, shape.width)
+    cells = [(i, j) for i in range(shape.rows) for j in range(shape.vectors)]
+    # fmuladd: one instruction where the processor has it, two where it has not.
+    fma = _declare(build, f"llvm.fmuladd.v{shape.width}f32", ir.FunctionType(VEC, [VEC] * 3))
+    entry = build.block
+    loop, store, add, end = (build.append_basic_block(name) for name in ("depth", "store", "add", "end"))
+    build.branch(loop)
+
+    build.position_at_end(loop)
+    k = build.phi(I64)
+    sums = {cell: build.phi(VEC) for cell in cells}
+    panel_a = build.add(a, build.mul(k, I64(shape.rows * 4)))
+    panel_b = build.add(b, build.mul(k, I64(shape.columns * 4)))
+    columns = [_load(build, panel_b, j * shape.width, VEC) for j in range(shape.vectors)]
+    grown = {}
+    for i in range(shape.rows):
+        value = _broadcast(build, _load(build, panel_a, i, F32), shape.width)
+        for j in range(shape.vectors):
+            grown[i, j] = build.call(fma, [value, columns[j], sums[i, j]])
+    k_next = build.add(k, I64(1))
+    k.add_incoming(I64(0), entry)
+    k.add_incoming(k_next, loop)
+    for cell in cells:
+        sums[cell].add_incoming(ir.Constant(VEC, None), entry)
+        sums[cell].add_incoming(grown[cell], loop)
+    done = build.append_basic_block("done")
+    build.cbranch(build.icmp_signed("<", k_next, depth), loop, done)
+
+    build.position_at_end(done)
+    build.cbranch(accumulate, add, store)
+    for block in (store, add):
+        build.position_at_end(block)
+        for i, j in cells:
+            row, value = build.add(c, build.mul(ldc, I64(i * 4))), grown[i, j]
+            if block is add:
+                value = build.fadd(value, _load(build, row, j * shape.width, VEC))
+            _store(build, row, j * shape.width, value)
+        build.branch(end)
+    build.position_at_end(end)
 
 
 def make_transpose(size: int) -> Any:
@@ -81,32 +81,31 @@ def make_transpose(size: int) -> Any:
 
     Rows are merged with the row `step` below, step = 1, 2, 4 ...: log2(size) rounds of two-source shuffles.
     """
-    VEC = ir.VectorType(F32, size)
 
     @intrinsic
     def transpose(typingctx, source, source_stride, target, target_stride):
         signature = types.void(types.uintp, types.int64, types.uintp, types.int64)
-
-        def body(build, args):
-            source, source_stride, target, target_stride = args
-            block = [_load(build, build.add(source, build.mul(source_stride, I64(i * 4))), 0, VEC) for i in range(size)]
-            step = 1
-            while step < size:
-                low = [i if not i & step else size + i - step for i in range(size)]
-                high = [i + step if not i & step else size + i for i in range(size)]
-                merged = list(block)
-                for i in range(size):
-                    if not i & step:
-                        upper, lower = block[i], block[i + step]
-                        for place, lanes in ((i, low), (i + step, high)):
-                            merged[place] = build.shuffle_vector(upper, lower, _lanes(lanes))
-                block, step = merged, step * 2
-            for i, row in enumerate(block):
-                _store(build, build.add(target, build.mul(target_stride, I64(i * 4))), 0, row)
-
-        return signature, _call(f"llmpy_transpose_{size}", [I64] * 4, body)
+        return signature, _call(f"llmpy_transpose_{size}", [I64] * 4, lambda build, args: _emit_transpose(size, build, args))
 
     return transpose
+
+
+def _emit_transpose(size: int, build: ir.IRBuilder, args: Any) -> None:
+    source, source_stride, target, target_stride = args
+    VEC = ir.VectorType(F32, size)
+    block = [_load(build, build.add(source, build.mul(source_stride, I64(i * 4))), 0, VEC) for i in range(size)]
+    step = 1
+    while step < size:
+        low = [lane if not lane & step else size + lane - step for lane in range(size)]
+        high = [lane + step if not lane & step else size + lane for lane in range(size)]
+        for i in range(size):
+            if not i & step:
+                upper, lower = block[i], block[i + step]
+                block[i] = build.shuffle_vector(upper, lower, _lanes(low))
+                block[i + step] = build.shuffle_vector(upper, lower, _lanes(high))
+        step *= 2
+    for i, row in enumerate(block):
+        _store(build, build.add(target, build.mul(target_stride, I64(i * 4))), 0, row)
 
 
 def make_copy(size: int, width: int) -> Any:
