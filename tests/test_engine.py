@@ -54,6 +54,11 @@ def test_greedy_is_the_argmax_of_the_whole_forward_pass_beyond_the_context_too(p
     assert len(set(expected)) > 2, "a model that repeats itself shows nothing"
 
 
+def test_the_cpu_backend_says_the_same(model):
+    texts = [first_of(Engine(model, backend).generate([1, 2, 3], 40, seed=1)) for backend in ("reference", "cpu")]
+    assert texts[0] == texts[1]
+
+
 def test_a_context_of_one_token():
     model = make_model(GPT2Config(61, 1, 1, 1, 4), batch_size=1)
     made = first_of(Engine(model, "reference").generate([7, 8], 6, temperature=0))

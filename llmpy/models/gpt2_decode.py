@@ -1,6 +1,8 @@
-"""GPT-2 at inference: the keys and values of past tokens are kept, so that a new token costs one pass over the weights."""
+"""GPT-2 at inference: keys and values of past tokens are kept, so that a new one costs one pass over the weights."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,7 +16,12 @@ class GPT2Decoder:
     """S sequences of at most `context` tokens, decoded side by side. Buffers are taken once."""
 
     def __init__(self, config: GPT2Config, parameters: Parameters, backend: str = "cpu", sequences: int = 1) -> None:
-        self.config, self.parameters, self.kernels, self.sequences = config, parameters, kernels.load(backend), sequences
+        self.config, self.parameters, self.kernels, self.sequences = (
+            config,
+            parameters,
+            kernels.load(backend),
+            sequences,
+        )
         L, S, T, C, NH = config.layers, sequences, config.context, config.channels, config.heads
         self.memory = plan = MemoryPlan()
         for name in ("keys", "values"):
@@ -59,11 +66,13 @@ class GPT2Decoder:
             self.kernels.attention_decode(y.reshape(heads), np.ascontiguousarray(q), keys, values, positions)
 
         x = self.arrays["x"][:S]
-        self.kernels.embedding_forward(x.reshape(S, 1, -1), tokens.reshape(S, 1), self.parameters.wte, self.parameters.wpe, position)
+        self.kernels.embedding_forward(
+            x.reshape(S, 1, -1), tokens.reshape(S, 1), self.parameters.wte, self.parameters.wpe, position
+        )
         return self._logits(self._blocks(x, attend))
 
-    def _blocks(self, x, attend):
-        """Every block over the rows x [N, C], in place; `attend(layer, qkv, y)` is the attention -> the normalised result."""
+    def _blocks(self, x: np.ndarray, attend: Callable[[int, np.ndarray, np.ndarray], None]) -> np.ndarray:
+        """Every block over the rows x [N, C]; `attend(layer, qkv, y)` is the attention -> the last norm's output [N, C]."""
         p, K, rows = self.parameters, self.kernels, len(x)
         ln, qkv, att, fch, fch_gelu, mean, rstd = (
             self.arrays[name][:rows] for name in ("ln", "qkv", "att", "fch", "fch_gelu", "mean", "rstd")
@@ -79,7 +88,7 @@ class GPT2Decoder:
         K.layernorm_forward(ln, mean, rstd, x, p.lnfw, p.lnfb)
         return ln
 
-    def _logits(self, x):
+    def _logits(self, x: np.ndarray) -> np.ndarray:
         """x [S, C] -> logits [S, V]; valid until the next call."""
         logits = self.arrays["logits"][: len(x)]
         self.kernels.linear_forward(logits, np.ascontiguousarray(x), self.parameters.wte[: self.config.vocab_size])
