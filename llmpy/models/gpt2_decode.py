@@ -72,7 +72,7 @@ class GPT2Decoder:
         return self._logits(self._blocks(x, attend))
 
     def _blocks(self, x: np.ndarray, attend: Callable[[int, np.ndarray, np.ndarray], None]) -> np.ndarray:
-        """Every block over the rows x [N, C]; `attend(layer, qkv, y)` is the attention -> the last norm's output [N, C]."""
+        """Every block over the rows x [N, C]; `attend(layer, qkv, y)` is the attention -> the last norm's output."""
         p, K, rows = self.parameters, self.kernels, len(x)
         ln, qkv, att, fch, fch_gelu, mean, rstd = (
             self.arrays[name][:rows] for name in ("ln", "qkv", "att", "fch", "fch_gelu", "mean", "rstd")
