@@ -70,7 +70,7 @@ def print_facts(facts: dict[str, Any], indent: int = 2) -> None:
             print(label)
             print_facts(value, indent + 2)
         else:
-            print(f"{label:20} {as_text(value)}")
+            print(f"{label:24} {as_text(value)}")
 
 
 def as_text(value: Any) -> str:

@@ -36,8 +36,8 @@ def test_a_model_for_people(models, info):
     status, out, err = info(models / "folder")
     assert (status, err) == (0, "")
     assert out.startswith(f"{models / 'folder'}: Hugging Face folder\n")
-    assert "channels           4\n" in out
-    assert "sound              yes\n" in out
+    assert "channels               4\n" in out
+    assert "sound                  yes\n" in out
     assert "wte" not in out
 
 
@@ -63,8 +63,8 @@ def test_a_run_and_its_settings(tmp_path, info):
     (tmp_path / "config.toml").write_text("# llmpy train\n[model]\nlayers = 1\n")
     status, out, _ = info(tmp_path)
     assert status == 0
-    assert "checkpoints        step_00000010\n" in out
-    assert "  settings\n    layers           1\n" in out
+    assert "checkpoints            step_00000010\n" in out
+    assert "  settings\n    layers               1\n" in out
 
 
 def test_what_is_not_sound_has_status_1(tmp_path, info):
@@ -73,7 +73,7 @@ def test_what_is_not_sound_has_status_1(tmp_path, info):
     llmc.write_model(tmp_path / "model.bin", BYTES, model.parameters)
     status, out, _ = info(tmp_path / "model.bin")
     assert status == 1
-    assert "sound              no: 1 of the 36 numbers of wpe are infinite or not a number\n" in out
+    assert "sound                  no: 1 of the 36 numbers of wpe are infinite or not a number\n" in out
     assert json.loads(info(tmp_path / "model.bin", "--json")[1])["sound"] is False
 
 
