@@ -254,7 +254,7 @@ def check_memory(shape: GPT2Config, config: TrainConfig) -> None:
         return
     for recompute in sorted({config.recompute, 2}):
         batches = range(1, config.batch_size + 1)
-        if fits := bisect.bisect_right([*batches], room, key=partial(needed, recompute=recompute)):
+        if fits := bisect.bisect_right(batches, room, key=partial(needed, recompute=recompute)):
             more = f" with --recompute {recompute}" if recompute != config.recompute else ""
             way = f"--batch-size {fits}{more} would fit"
             break

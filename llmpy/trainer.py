@@ -121,7 +121,7 @@ class Trainer:
         for name in FIXED:
             before, now = getattr(saved, name), getattr(wanted, name)
             if name in given and now != before:
-                words = "without it" if before is None else f"with {flag(name)} {before}"
+                words = f"without {flag(name)}" if before is None else f"with {flag(name)} {before}"
                 raise UserError(
                     f"the run in {out} was started {words}, and {flag(name)} {now} would make it another: leave it out"
                 )
