@@ -189,11 +189,32 @@ def test_every_short_flag_of_llm_c_is_taken():
     )
     args = build_command_parser("train").parse_intermixed_args(arguments.split())
     expected = {
-        "data": "a", "val_data": "b", "model": "d12", "out": "out", "checkpoint_every": 5, "keep": 2, "major_every": 10,
-        "resume": 1, "batch_size": 4, "sequence_length": 64, "total_batch_tokens": 512, "steps": -1,
-        "schedule": "linear", "lr": 1e-4, "warmup": 7, "final_lr_fraction": 0.1, "weight_decay": 0.2, "skip_loss_z": 3.0, "skip_norm_z": 4.0,
-        "eval_every": 10, "eval_batches": 2, "sample_every": 20, "sample_tokens": 30, "overfit": True, "recompute": 2,
-    }  # fmt: skip
+        "data": "a",
+        "val_data": "b",
+        "model": "d12",
+        "out": "out",
+        "checkpoint_every": 5,
+        "keep": 2,
+        "major_every": 10,
+        "resume": 1,
+        "batch_size": 4,
+        "sequence_length": 64,
+        "total_batch_tokens": 512,
+        "steps": -1,
+        "schedule": "linear",
+        "lr": 1e-4,
+        "warmup": 7,
+        "final_lr_fraction": 0.1,
+        "weight_decay": 0.2,
+        "skip_loss_z": 3.0,
+        "skip_norm_z": 4.0,
+        "eval_every": 10,
+        "eval_batches": 2,
+        "sample_every": 20,
+        "sample_tokens": 30,
+        "overfit": True,
+        "recompute": 2,
+    }
     assert {name: getattr(args, name) for name in expected} == expected
 
 
