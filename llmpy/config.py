@@ -9,12 +9,29 @@ from llmpy.errors import UserError
 
 GPT2_VOCAB_SIZE = 50257
 # depth -> (channels, heads); the ladder that llm.c trains, GPT-2's own sizes among them.
-GPT2_DEPTHS = {6: (384, 6), 12: (768, 12), 24: (1024, 16), 36: (1280, 20), 48: (1600, 25), 60: (1920, 30), 72: (2880, 30), 84: (3456, 36)}
+GPT2_DEPTHS = {
+    6: (384, 6),
+    12: (768, 12),
+    24: (1024, 16),
+    36: (1280, 20),
+    48: (1600, 25),
+    60: (1920, 30),
+    72: (2880, 30),
+    84: (3456, 36),
+}
 # channels -> (layers, head size), after table 2.1 of the GPT-3 paper (Brown et al. 2020).
-GPT3_CHANNELS = {384: (6, 64), 768: (12, 64), 1024: (24, 64), 1536: (24, 96), 2048: (24, 128), 2560: (32, 80), 4096: (32, 128), 12288: (96, 128)}
-DESCRIPTORS_HELP = (
-    f"d{{{','.join(map(str, GPT2_DEPTHS))}}} (GPT-2 by depth) or gpt3:c{{{','.join(map(str, GPT3_CHANNELS))}}} (GPT-3 by channels)"
-)
+GPT3_CHANNELS = {
+    384: (6, 64),
+    768: (12, 64),
+    1024: (24, 64),
+    1536: (24, 96),
+    2048: (24, 128),
+    2560: (32, 80),
+    4096: (32, 128),
+    12288: (96, 128),
+}
+_DEPTHS, _CHANNELS = (",".join(map(str, sizes)) for sizes in (GPT2_DEPTHS, GPT3_CHANNELS))
+DESCRIPTORS_HELP = f"d{{{_DEPTHS}}} (GPT-2 by depth) or gpt3:c{{{_CHANNELS}}} (GPT-3 by channels)"
 
 
 @dataclass(frozen=True)
@@ -34,9 +51,10 @@ class GPT2Config:
                 raise UserError(f"{name} must be a whole number of 1 or more, not {value!r}")
         if self.channels % self.heads:
             fits = [n for n in range(1, self.channels + 1) if self.channels % n == 0]
-            nearest = sorted(fits, key=lambda n: abs(n - self.heads))[:3]
+            nearest = sorted(sorted(fits, key=lambda n: abs(n - self.heads))[:3])
             raise UserError(
-                f"{self.channels} channels cannot be shared by {self.heads} heads: use {', '.join(map(str, sorted(nearest)))} heads"
+                f"{self.channels} channels cannot be shared by {self.heads} heads:"
+                f" use {', '.join(map(str, nearest))} heads"
                 f" or a multiple of {self.heads} channels"
             )
 
@@ -50,7 +68,9 @@ class GPT2Config:
         return -(-self.vocab_size // 128) * 128
 
     @classmethod
-    def from_descriptor(cls, descriptor: str, vocab_size: int = GPT2_VOCAB_SIZE, context: int | None = None) -> GPT2Config:
+    def from_descriptor(
+        cls, descriptor: str, vocab_size: int = GPT2_VOCAB_SIZE, context: int | None = None
+    ) -> GPT2Config:
         """`d12`, `gpt2:d12`, `gpt3:c768` -> the config. Raises UserError for a name that is none of them."""
         if match := re.fullmatch(r"(?:gpt2:)?d(\d+)", descriptor):
             depth = int(match[1])

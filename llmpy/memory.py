@@ -1,11 +1,12 @@
 """Memory: planned as a list of named arrays, taken once from the system, constant afterwards.
 
-One mapping on huge pages holds everything. That is not only tidy: a training step in a framework spends a third of its time on page
-faults of freshly mapped buffers, and here there are none after the first step.
+One mapping on huge pages holds everything. That is not only tidy: a training step in a framework spends a third of its
+time on page faults of freshly mapped buffers, and here there are none after the first step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
@@ -60,12 +61,13 @@ class MemoryPlan:
         return f"memory: {self.bytes / 1e6:,.0f} MB ({parts})"
 
     def take(self) -> dict[str, np.ndarray]:
-        """All arrays, zeroed. Raises UserError, before anything is taken, where the machine has less memory than that."""
+        """All arrays, zeroed. Raises UserError, before anything is taken, where the machine has less memory."""
         available = available_memory()
         if available is not None and self.bytes > available - RESERVE:
+            free = max(0, available - RESERVE)
             raise UserError(
-                f"this needs {self.bytes / 1e9:.1f} GB of memory and {max(0, available - RESERVE) / 1e9:.1f} GB are free:"
-                " lower --batch-size or --sequence-length, raise --recompute, or choose a smaller model"
+                f"this needs {self.bytes / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: lower"
+                " --batch-size or --sequence-length, raise --recompute, or choose a smaller model"
             )
         buffer, start = _map(self.bytes)
         arrays = {}
@@ -80,13 +82,13 @@ def _map(size: int) -> tuple[mmap.mmap, int]:
     try:
         buffer = mmap.mmap(-1, size + HUGE_PAGE)
     except (OSError, ValueError, OverflowError) as error:
-        raise UserError(f"the system refused {size / 1e9:.1f} GB of memory ({error}): choose a smaller model or batch") from error
+        raise UserError(
+            f"the system refused {size / 1e9:.1f} GB of memory ({error}): choose a smaller model or batch"
+        ) from error
     start = -np.frombuffer(buffer, np.uint8).ctypes.data % HUGE_PAGE
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        with contextlib.suppress(OSError):  # a kernel without huge pages: slower, and right
             buffer.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without huge pages: slower, and right
     return buffer, start
 
 

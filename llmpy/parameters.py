@@ -1,10 +1,12 @@
-"""One table says what a model's parameters are; the flat buffer, its views, files and optimizer groups all follow from it."""
+"""One table says what a model's parameters are; the flat buffer, its views, files and optimizer groups all follow from
+it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -38,7 +40,9 @@ def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
     residual_std = 0.02 / (2 * L) ** 0.5  # GPT-2 scales what is added to the residual stream by the number of additions
 
     def weight(name: str, out: int, inp: int, huggingface: str, std: float = 0.02) -> ParameterSpec:
-        return ParameterSpec(name, (L, out, inp), True, "normal", std, huggingface=f"h.{{}}.{huggingface}.weight", transposed=True)
+        return ParameterSpec(
+            name, (L, out, inp), True, "normal", std, huggingface=f"h.{{}}.{huggingface}.weight", transposed=True
+        )
 
     def vector(name: str, size: int, huggingface: str, init: Literal["zeros", "ones"] = "zeros") -> ParameterSpec:
         return ParameterSpec(name, (L, size), False, init, huggingface=f"h.{{}}.{huggingface}")
@@ -71,7 +75,7 @@ def total_size(table: list[ParameterSpec]) -> int:
 class Parameters:
     """A flat float32 buffer and a view of it for every row of the table; gradients and moments have the same form.
 
-    `p.qkvw` is the stacked tensor (L, 3C, C); `p["qkvw"]` the same.
+    `p.qkvw` is the stacked tensor (L, 3C, C); `p["qkvw"]` the same; `p.layers[i].qkvw` layer i's part of it (3C, C).
     """
 
     def __init__(self, table: list[ParameterSpec], flat: np.ndarray) -> None:
@@ -84,6 +88,9 @@ class Parameters:
             self.slices[spec.name] = slice(start, start + spec.size)
             self.views[spec.name] = flat[start : start + spec.size].reshape(spec.shape)
             start += spec.size
+        stacked = [spec.name for spec in table if spec.per_layer]
+        depth = len(self.views[stacked[0]]) if stacked else 0
+        self.layers = [SimpleNamespace(**{name: self.views[name][i] for name in stacked}) for i in range(depth)]
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.views[name]

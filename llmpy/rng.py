@@ -1,4 +1,5 @@
-"""Random numbers that agree with the field's: PyTorch's Mersenne Twister for initial values and shuffles, xorshift64* for sampling.
+"""Random numbers that agree with the field's: PyTorch's Mersenne Twister for initial values and shuffles, xorshift64*
+for sampling.
 
 A model drawn here from a seed equals, number for number, the one that PyTorch draws; an epoch's order equals llm.c's.
 """

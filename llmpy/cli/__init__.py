@@ -1,4 +1,5 @@
-"""The command line. Each command is a module of this package: `add_arguments` says what it takes, `run` calls and prints."""
+"""The command line. Each command is a module of this package: `add_arguments` says what it takes, `run` calls and
+prints."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 def build_parser() -> argparse.ArgumentParser:
     """The parser of `llmpy` alone: it knows the commands' names and summaries, and imports none of them."""
     parser = argparse.ArgumentParser(
-        prog="llmpy", description="LLM training and inference in plain Python.", epilog=EXAMPLES, formatter_class=_Formatter
+        prog="llmpy",
+        description="LLM training and inference in plain Python.",
+        epilog=EXAMPLES,
+        formatter_class=_Formatter,
     )
     parser.add_argument("--version", action="version", version=f"llmpy {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND")
@@ -68,13 +72,16 @@ def build_command_parser(name: str) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0 done, 1 a mistake or a failure (said in one line), 2 wrong usage, 130 interrupted."""
+    """Run one command; the exit status: 0 done, 1 a mistake or a failure (said in one line), 2 wrong usage, 130
+    interrupted."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         build_parser().print_help()
         return 0
     if argv[0] not in COMMANDS:
-        build_parser().parse_args(argv)  # --help, --version, or a word that is no command: argparse says which there are
+        build_parser().parse_args(
+            argv
+        )  # --help, --version, or a word that is no command: argparse says which there are
         return 2
     try:
         # Intermixed: `llmpy train --steps 10 my.txt` means what it says.

@@ -1,42 +1,54 @@
-"""The kernel contract: every operation of a model, its arguments and shapes. Backends provide them all under these names.
+"""The kernel contract: every operation of a model, its arguments and shapes. Every backend has them all.
 
-Output first, in place, nothing allocated by the caller's leave: a forward pass writes its outputs; a backward pass writes
-gradients of activations and adds (`+=`) to gradients of parameters. Where a large parameter gradient takes `accumulate`,
-False means "write instead of add": the first micro-step of an optimizer step need not clear it first.
+Output first, in place, nothing allocated by the caller's leave: a forward pass writes its outputs; a backward pass
+writes gradients of activations and adds (`+=`) to gradients of parameters. Where a large parameter gradient takes
+`accumulate`, False means "write instead of add": the first micro-step of an optimizer step need not clear it first.
 
 Arrays are float32 (the reference takes float64 too) and C-contiguous, except q, k, v and their gradients, which may be
-strided views of one [B, T, (NH + 2 NKV) * hs] buffer as long as the last axis is contiguous. Tokens and targets are int32.
-Letters: N rows (batch times time), C channels, OC output channels, B batch, T time, NH heads, NKV key/value heads, hs head size,
-V vocabulary, S sequences being decoded.
+strided views of one [B, T, (NH + 2 NKV) * hs] buffer as long as the last axis is contiguous. Tokens and targets are
+int32. Letters: N rows (batch times time), C channels, OC output channels, B batch, T time, NH heads, NKV key/value
+heads, hs head size, V vocabulary, S sequences being decoded.
 
-    embedding_forward(x, tokens, wte, wpe, start=0)         x [B, T, C] = wte[tokens [B, T]] + wpe[start : start + T]
+    embedding_forward(x, tokens, wte, wpe, start=0)
+        x [B, T, C] = wte[tokens [B, T]] + wpe[start : start + T]
     embedding_backward(dwte, dwpe, dx, tokens)
 
-    layernorm_forward(y, mean, rstd, x, w, b)               y, x [N, C]; mean, rstd [N]; w, b [C]
-    layernorm_backward(dresidual, dw, db, dy, x, w, mean, rstd)     adds to dresidual [N, C]: the norm hangs off the residual stream
+    layernorm_forward(y, mean, rstd, x, w, b)
+        y, x [N, C]; mean, rstd [N]; w, b [C]
+    layernorm_backward(dresidual, dw, db, dy, x, w, mean, rstd)
+        adds to dresidual [N, C], too: the norm hangs off the residual stream, which has a gradient already
 
-    linear_forward(y, x, w, b=None, residual=None, pre_gelu=None)   y [N, OC] = x [N, C] @ w [OC, C]^T + b [OC]
-        residual [N, OC]: is added to y (y may be the same array)
-        pre_gelu [N, OC]: receives the product, and y its GELU
+    linear_forward(y, x, w, b=None, residual=None, pre_gelu=None)
+        y [N, OC] = x [N, C] @ w [OC, C]^T + b [OC]
+        residual [N, OC] is added to y (y may be the same array)
+        pre_gelu [N, OC] receives the product, and y its GELU
     linear_backward(dx, dw, db, dy, x, w, pre_gelu=None, accumulate=True)
-        dw and db first, then dx [N, C] = dy @ w; dx may be the same array as x, or None where it is not wanted; db may be None
+        dw and db first, then dx [N, C] = dy @ w; dx may be the same array as x; dx and db may be None
         pre_gelu [N, C]: x was gelu(pre_gelu), and dx becomes the gradient of pre_gelu
 
-    gelu_forward(y, x)                                      any shape
-    gelu_backward(dx, dy, x)                                dx may be the same array as dy
+    gelu_forward(y, x)
+        any shape
+    gelu_backward(dx, dy, x)
+        dx may be the same array as dy
 
-    attention_forward(y, lse, q, k, v)                      causal; y, q [B, T, NH, hs]; k, v [B, T, NKV, hs]; lse [B, NH, T]
-    attention_backward(dq, dk, dv, dy, q, k, v, y, lse)     dq, dk, dv may be the same arrays as q, k, v
-    attention_decode(y, q, k_cache, v_cache, positions)     y, q [S, NH, hs]: the newest token of S sequences; caches
-                                                            [S, T, NKV, hs]; positions int32 [S]: each attends to 0..position
+    attention_forward(y, lse, q, k, v)
+        causal; y, q [B, T, NH, hs]; k, v [B, T, NKV, hs]; lse [B, NH, T]
+    attention_backward(dq, dk, dv, dy, q, k, v, y, lse)
+        dq, dk, dv may be the same arrays as q, k, v
+    attention_decode(y, q, k_cache, v_cache, positions)
+        y, q [S, NH, hs] of the newest token of S sequences; caches [S, T, NKV, hs];
+        positions int32 [S]: each attends to 0..position
 
-    classifier_forward(losses, x, w, targets, logits)       losses [N] of head w [V, C]; logits [R, V] is scratch for R rows at a time;
-                                                            a target of -1 counts for nothing, its loss is 0
+    classifier_forward(losses, x, w, targets, logits)
+        losses [N] of the head w [V, C]; logits [R, V] is scratch for R rows at a time;
+        a target of -1 counts for nothing, its loss is 0
     classifier_backward(losses, dx, dw, x, w, targets, scale, logits, accumulate=True)
         the losses, and the gradients of scale * their sum; one pass, so the products of the forward pass are made once
 
-    adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)    flat [n]; step counts from 1
-    global_norm(g) -> float                                 the L2 norm of flat [n]
+    adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)
+        flat [n]; step counts from 1
+    global_norm(g) -> float
+        the L2 norm of flat [n]
 """
 
 from __future__ import annotations

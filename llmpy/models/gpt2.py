@@ -6,13 +6,15 @@
         residual += fcproj(gelu(fc(layernorm(residual))))
     logits = layernorm(residual) @ wte.T
 
-What backward needs is kept by forward: the residual stream before each half of a block, qkv, the attention's output, and the MLP's
-hidden layer before and after GELU. LayerNorm's outputs are not kept: making them again costs a thousandth of a step. Gradients of
-activations are written over the activations they belong to, so that backward needs next to no memory of its own.
+What backward needs is kept by forward: the residual stream before each half of a block, qkv, the attention's output,
+and the MLP's hidden layer before and after GELU. LayerNorm's outputs are not kept: making them again costs a thousandth
+of a step. Gradients of activations are written over the activations they belong to, so that backward needs next to no
+memory of its own.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -58,7 +60,7 @@ def plan_activations(plan: MemoryPlan, config: GPT2Config, B: int, T: int, recom
 
 
 class _Kept(NamedTuple):
-    """Of one layer: mid [N, C]; qkv [N, 3C], and q, k, v [B, T, NH, hs] as views of it; att [N, C]; lse [B, NH, T]; fch, fch_gelu [N, 4C]."""
+    """Of one layer: mid, att [N, C]; qkv [N, 3C], q, k, v [B, T, NH, hs] views of it; lse [B, NH, T]; fch [N, 4C]."""
 
     mid: np.ndarray
     qkv: np.ndarray
@@ -74,12 +76,17 @@ class _Kept(NamedTuple):
 class GPT2:
     """A GPT-2 with its parameters and, where B and T are given, all that training it takes.
 
-    `recompute` trades time for memory: 0 keeps all that backward reads (but for LayerNorm's outputs, see above); 1 makes GELU's
-    output again; 2 keeps the residual stream alone and runs each block's forward pass a second time.
+    `recompute` trades time for memory: 0 keeps all that backward reads (but for LayerNorm's outputs, see above); 1
+    makes GELU's output again; 2 keeps the residual stream alone and runs each block's forward pass a second time.
     """
 
     def __init__(
-        self, config: GPT2Config, backend: str = "cpu", batch_size: int | None = None, sequence_length: int | None = None, recompute: int = 0
+        self,
+        config: GPT2Config,
+        backend: str = "cpu",
+        batch_size: int | None = None,
+        sequence_length: int | None = None,
+        recompute: int = 0,
     ) -> None:
         self.config, self.kernels = config, kernels.load(backend)
         B, T = batch_size, sequence_length or config.context
@@ -102,7 +109,7 @@ class GPT2:
         initialize(self.parameters, seed)
         return self
 
-    # ---- forward and backward through one block ---------------------------------------------------------------------------
+    # ---- forward and backward through one block --------------------------------------------------------------------
 
     def _kept(self, layer: int) -> _Kept:
         """What forward keeps of a layer; a buffer that holds one layer is shared by all of them."""
@@ -115,48 +122,44 @@ class GPT2:
 
     def _block_forward(self, layer: int) -> None:
         """residual[layer] -> residual[layer + 1]"""
-        p, K, a, kept = self.parameters, self.kernels, self.arrays, self._kept(layer)
+        p, K, a, kept = self.parameters.layers[layer], self.kernels, self.arrays, self._kept(layer)
         x, mid, y = a["residual"][layer], kept.mid, a["residual"][layer + 1]
         ln, mean, rstd = a["ln"], a["ln_mean"], a["ln_rstd"]
 
-        K.layernorm_forward(ln, mean, rstd, x, p.ln1w[layer], p.ln1b[layer])
-        K.linear_forward(kept.qkv, ln, p.qkvw[layer], p.qkvb[layer])
+        K.layernorm_forward(ln, mean, rstd, x, p.ln1w, p.ln1b)
+        K.linear_forward(kept.qkv, ln, p.qkvw, p.qkvb)
         K.attention_forward(kept.att.reshape(kept.q.shape), kept.lse, kept.q, kept.k, kept.v)
-        K.linear_forward(mid, kept.att, p.attprojw[layer], p.attprojb[layer], residual=x)
+        K.linear_forward(mid, kept.att, p.attprojw, p.attprojb, residual=x)
 
-        K.layernorm_forward(ln, mean, rstd, mid, p.ln2w[layer], p.ln2b[layer])
-        K.linear_forward(kept.fch_gelu, ln, p.fcw[layer], p.fcb[layer], pre_gelu=kept.fch)
-        K.linear_forward(y, kept.fch_gelu, p.fcprojw[layer], p.fcprojb[layer], residual=mid)
+        K.layernorm_forward(ln, mean, rstd, mid, p.ln2w, p.ln2b)
+        K.linear_forward(kept.fch_gelu, ln, p.fcw, p.fcb, pre_gelu=kept.fch)
+        K.linear_forward(y, kept.fch_gelu, p.fcprojw, p.fcprojb, residual=mid)
 
     def _block_backward(self, layer: int, accumulate: bool) -> None:
         """dresidual, the gradient by residual[layer + 1], becomes the one by residual[layer]."""
-        p, g, K, a, kept = self.parameters, self.gradients, self.kernels, self.arrays, self._kept(layer)
-        x, mid, dresidual = a["residual"][layer], kept.mid, a["dresidual"]
-        ln, mean, rstd = a["ln"], a["ln_mean"], a["ln_rstd"]
+        p, g, K, a = self.parameters.layers[layer], self.gradients.layers[layer], self.kernels, self.arrays
+        mid, qkv, q, k, v, att, lse, fch, fch_gelu = self._kept(layer)
+        x, dresidual, ln, mean, rstd = a["residual"][layer], a["dresidual"], a["ln"], a["ln_mean"], a["ln_rstd"]
+        linear_backward = partial(K.linear_backward, accumulate=accumulate)
         if self.recompute == 1:
-            K.gelu_forward(kept.fch_gelu, kept.fch)
+            K.gelu_forward(fch_gelu, fch)
         elif self.recompute == 2:
             self._block_forward(layer)
 
-        dfch = kept.fch_gelu  # from here on in the same memory: x and dx of a linear layer may share it
-        K.linear_backward(
-            dfch, g.fcprojw[layer], g.fcprojb[layer], dresidual, kept.fch_gelu, p.fcprojw[layer], kept.fch, accumulate=accumulate
-        )
-        K.layernorm_forward(ln, mean, rstd, mid, p.ln2w[layer], p.ln2b[layer])
-        K.linear_backward(ln, g.fcw[layer], g.fcb[layer], dfch, ln, p.fcw[layer], accumulate=accumulate)
-        K.layernorm_backward(dresidual, g.ln2w[layer], g.ln2b[layer], ln, mid, p.ln2w[layer], mean, rstd)
+        # A gradient is written over what it is the gradient of: x and dx of a linear layer may share their memory.
+        linear_backward(fch_gelu, g.fcprojw, g.fcprojb, dresidual, fch_gelu, p.fcprojw, pre_gelu=fch)
+        K.layernorm_forward(ln, mean, rstd, mid, p.ln2w, p.ln2b)
+        linear_backward(ln, g.fcw, g.fcb, fch_gelu, ln, p.fcw)
+        K.layernorm_backward(dresidual, g.ln2w, g.ln2b, ln, mid, p.ln2w, mean, rstd)
 
-        heads = kept.q.shape
-        K.linear_backward(a["datt"], g.attprojw[layer], g.attprojb[layer], dresidual, kept.att, p.attprojw[layer], accumulate=accumulate)
-        K.attention_backward(
-            kept.q, kept.k, kept.v, a["datt"].reshape(heads), kept.q, kept.k, kept.v, kept.att.reshape(heads), kept.lse
-        )
-        dqkv = kept.qkv
-        K.layernorm_forward(ln, mean, rstd, x, p.ln1w[layer], p.ln1b[layer])
-        K.linear_backward(ln, g.qkvw[layer], g.qkvb[layer], dqkv, ln, p.qkvw[layer], accumulate=accumulate)
-        K.layernorm_backward(dresidual, g.ln1w[layer], g.ln1b[layer], ln, x, p.ln1w[layer], mean, rstd)
+        datt = a["datt"]
+        linear_backward(datt, g.attprojw, g.attprojb, dresidual, att, p.attprojw)
+        K.attention_backward(q, k, v, datt.reshape(q.shape), q, k, v, att.reshape(q.shape), lse)
+        K.layernorm_forward(ln, mean, rstd, x, p.ln1w, p.ln1b)
+        linear_backward(ln, g.qkvw, g.qkvb, qkv, ln, p.qkvw)
+        K.layernorm_backward(dresidual, g.ln1w, g.ln1b, ln, x, p.ln1w, mean, rstd)
 
-    # ---- the whole model --------------------------------------------------------------------------------------------------
+    # ---- the whole model ---------------------------------------------------------------------------------------------
 
     def forward(self, tokens: np.ndarray) -> np.ndarray:
         """tokens int32 [B, T] -> the normalised last residual [B*T, C], of which the head makes logits."""
@@ -174,8 +177,10 @@ class GPT2:
         self.kernels.classifier_forward(losses, x, self._head(), targets.reshape(-1), self.arrays["logits"])
         return float(losses.mean(dtype=np.float64))
 
-    def loss_and_gradients(self, tokens: np.ndarray, targets: np.ndarray, micro_steps: int = 1, accumulate: bool = False) -> float:
-        """As `loss`, and the gradients of loss / micro_steps, written to `self.gradients` or, with `accumulate`, added to them."""
+    def loss_and_gradients(
+        self, tokens: np.ndarray, targets: np.ndarray, micro_steps: int = 1, accumulate: bool = False
+    ) -> float:
+        """As `loss`, and the gradients of loss / micro_steps in `self.gradients`, written or, `accumulate`, added."""
         K, a, p, g, L = self.kernels, self.arrays, self.parameters, self.gradients, self.config.layers
         V = self.config.vocab_size
         if not accumulate:
@@ -183,8 +188,8 @@ class GPT2:
                 if spec.name == "wpe" or not spec.decay:
                     view.fill(0)
         x, losses, dx = self.forward(tokens), a["losses"], a["datt"]
-        scale = 1 / (tokens.size * micro_steps)
-        K.classifier_backward(losses, dx, g.wte[:V], x, self._head(), targets.reshape(-1), scale, a["logits"], accumulate=accumulate)
+        scale, targets = 1 / (tokens.size * micro_steps), targets.reshape(-1)
+        K.classifier_backward(losses, dx, g.wte[:V], x, self._head(), targets, scale, a["logits"], accumulate)
         a["dresidual"].fill(0)
         K.layernorm_backward(a["dresidual"], g.lnfw, g.lnfb, dx, a["residual"][L], p.lnfw, a["ln_mean"], a["ln_rstd"])
         for layer in reversed(range(L)):
@@ -205,4 +210,6 @@ class GPT2:
 
     def _check(self, tokens: np.ndarray) -> None:
         if tokens.shape != (self.batch_size, self.sequence_length):
-            raise ValueError(f"tokens are {tokens.shape}, the model was made for {(self.batch_size, self.sequence_length)}")
+            raise ValueError(
+                f"tokens are {tokens.shape}, the model was made for {(self.batch_size, self.sequence_length)}"
+            )

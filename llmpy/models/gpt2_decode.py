@@ -77,14 +77,14 @@ class GPT2Decoder:
         ln, qkv, att, fch, fch_gelu, mean, rstd = (
             self.arrays[name][:rows] for name in ("ln", "qkv", "att", "fch", "fch_gelu", "mean", "rstd")
         )
-        for layer in range(self.config.layers):
-            K.layernorm_forward(ln, mean, rstd, x, p.ln1w[layer], p.ln1b[layer])
-            K.linear_forward(qkv, ln, p.qkvw[layer], p.qkvb[layer])
+        for layer, w in enumerate(p.layers):
+            K.layernorm_forward(ln, mean, rstd, x, w.ln1w, w.ln1b)
+            K.linear_forward(qkv, ln, w.qkvw, w.qkvb)
             attend(layer, qkv, att)
-            K.linear_forward(x, att, p.attprojw[layer], p.attprojb[layer], residual=x)
-            K.layernorm_forward(ln, mean, rstd, x, p.ln2w[layer], p.ln2b[layer])
-            K.linear_forward(fch_gelu, ln, p.fcw[layer], p.fcb[layer], pre_gelu=fch)
-            K.linear_forward(x, fch_gelu, p.fcprojw[layer], p.fcprojb[layer], residual=x)
+            K.linear_forward(x, att, w.attprojw, w.attprojb, residual=x)
+            K.layernorm_forward(ln, mean, rstd, x, w.ln2w, w.ln2b)
+            K.linear_forward(fch_gelu, ln, w.fcw, w.fcb, pre_gelu=fch)
+            K.linear_forward(x, fch_gelu, w.fcprojw, w.fcprojb, residual=x)
         K.layernorm_forward(ln, mean, rstd, x, p.lnfw, p.lnfb)
         return ln
 

@@ -1,12 +1,12 @@
 """The CPU backend: Numba kernels over all cores, matrix products on micro-kernels emitted as LLVM IR.
 
-The same names and arguments as `llmpy.kernels.reference`. `compile_all` compiles every kernel, or loads what an earlier run compiled;
-without it each kernel is compiled at its first call.
+The same names and arguments as `llmpy.kernels.reference`. `compile_all` compiles every kernel, or loads what an earlier
+run compiled; without it each kernel is compiled at its first call.
 """
 
 from llmpy.kernels.cpu.attention import attention_backward, attention_decode, attention_forward
 from llmpy.kernels.cpu.classifier import classifier_backward, classifier_forward
-from llmpy.kernels.cpu.compile import compile_all
+from llmpy.kernels.cpu.compile import compile_all, compile_half
 from llmpy.kernels.cpu.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cpu.gelu import gelu_backward, gelu_forward
 from llmpy.kernels.cpu.isa import ISA
@@ -24,6 +24,7 @@ __all__ = [
     "classifier_backward",
     "classifier_forward",
     "compile_all",
+    "compile_half",
     "embedding_backward",
     "embedding_forward",
     "gelu_backward",

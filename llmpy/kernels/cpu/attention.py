@@ -1,8 +1,10 @@
-"""Causal self-attention in tiles: no T x T matrix, products on the GEMM's micro-kernel, softmax while the scores are in the cache.
+"""Causal self-attention in tiles: no T x T matrix, products on the GEMM's micro-kernel, softmax while the scores are in
+the cache.
 
-The forward pass is FlashAttention's (Dao et al. 2022) turned on its side. Scores are made transposed, [keys, NR queries]: a query is a lane of
-a vector, softmax runs down the keys with no sums across lanes, and what it leaves is, as it lies, the panel that the product with V reads.
-The backward pass works on blocks of NR queries by NR keys, made again from q, k and the log-sum-exp, and adds the blocks up in a fixed order.
+The forward pass is FlashAttention's (Dao et al. 2022) turned on its side. Scores are made transposed, [keys, NR
+queries]: a query is a lane of a vector, softmax runs down the keys with no sums across lanes, and what it leaves is, as
+it lies, the panel that the product with V reads. The backward pass works on blocks of NR queries by NR keys, made again
+from q, k and the log-sum-exp, and adds the blocks up in a fixed order.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numba import get_num_threads, prange
 
-from llmpy.kernels.cpu.compile import cube, helper, i32, i64, kernel, matrix, strided4, vector
+from llmpy.kernels.cpu.compile import cube, helper, i32, i64, kernel, matrix, strided4
 from llmpy.kernels.cpu.gemm import MR, NR, pack_a, pack_b, tile
 from llmpy.kernels.cpu.isa import ISA
 from llmpy.kernels.cpu.microkernel import fetch_add, make_transpose
@@ -28,7 +30,9 @@ def attention_forward(y, lse, q, k, v):
     B, T, NH, hs = q.shape
     threads = get_num_threads()
     panels = -(-T // NR)
-    parts = min(panels, -(-4 * threads // (B * NH)))  # of a head's queries, where there are fewer heads than threads could take
+    parts = min(
+        panels, -(-4 * threads // (B * NH))
+    )  # of a head's queries, where there are fewer heads than threads could take
     size = 2 * panels * NR * _padded(hs) + hs * NR + KEYS * NR + _padded(hs) * NR + 2 * NR
     space = scratch("attention", threads, size)
     _attention_forward(y, lse, q, k, v, space, scratch("attention counter", 8, dtype=np.int64), threads, parts)
@@ -40,11 +44,14 @@ def attention_backward(dq, dk, dv, dy, q, k, v, y, lse):
     threads = get_num_threads()
     size = 10 * -(-T // NR) * NR * _padded(hs) + 3 * NR * NR + 2 * -(-T // NR) * NR
     space = scratch("attention", threads, size)
-    _attention_backward(dq, dk, dv, dy, q, k, v, y, lse, space, scratch("attention counter", 8, dtype=np.int64), threads)
+    _attention_backward(
+        dq, dk, dv, dy, q, k, v, y, lse, space, scratch("attention counter", 8, dtype=np.int64), threads
+    )
 
 
 def attention_decode(y, q, k_cache, v_cache, positions):
-    """q [S, NH, hs] of the newest tokens, caches [S, T, NKV, hs], positions [S] -> y [S, NH, hs] over keys 0..position."""
+    """q [S, NH, hs] of the newest tokens, caches [S, T, NKV, hs], positions [S] -> y [S, NH, hs] over keys
+    0..position."""
     S, NH, _ = q.shape
     _attention_decode(y, q, k_cache, v_cache, positions, scratch("attention scores", S * NH, k_cache.shape[1]))
 
@@ -61,7 +68,8 @@ def _at(x, b, t, h):
 
 @helper
 def _pack_rows_a(panels, x, b, t0, rows, h, hs):
-    """x[b, t0 : t0 + rows, h] as A panels of MR rows, depth hs; zeros after the last row of the sequence, up to `rows`."""
+    """x[b, t0 : t0 + rows, h] as A panels of MR rows, depth hs; zeros after the last row of the sequence, up to
+    `rows`."""
     T, stride = x.shape[1], x.strides[1] // 4
     for r in range(0, rows, MR):
         pack_a(panels + r * hs * 4, _at(x, b, t0 + r, h), stride, max(0, min(MR, T - t0 - r)), hs, True)
@@ -69,7 +77,8 @@ def _pack_rows_a(panels, x, b, t0, rows, h, hs):
 
 @helper
 def _pack_columns_a(panels, x, b, t0, depth, h, hs):
-    """x[b, t0 : t0 + depth, h] transposed as A panels of MR of its columns, `depth` deep; zeros below the end of the sequence."""
+    """x[b, t0 : t0 + depth, h] transposed as A panels of MR of its columns, `depth` deep; zeros below the end of the
+    sequence."""
     T, stride = x.shape[1], x.strides[1] // 4
     valid = max(0, min(depth, T - t0))
     for c in range(0, hs, MR):
@@ -80,7 +89,8 @@ def _pack_columns_a(panels, x, b, t0, depth, h, hs):
 
 @helper
 def _softmax_block(scores, keys, first_key, first_query, top, total, output, rows, scale):
-    """scores [keys, NR] of one block -> its numerators in place; top, total [NR] and output [rows, NR] follow the new maximum."""
+    """scores [keys, NR] of one block -> its numerators in place; top, total [NR] and output [rows, NR] follow the new
+    maximum."""
     new_top = np.empty(NR, np.float32)
     shrink = np.empty(NR, np.float32)
     for j in range(NR):
@@ -144,7 +154,14 @@ def _forward_tasks(y, lse, q, k, v, space, counter, parts):
                     tile(hs, k_panels + (key + i) * hs * 4, q_panel, scores.ctypes.data + i * NR * 4, NR, False)
                 _softmax_block(scores, keys, key, t0, top, total, output, rows, scale)
                 for i in range(0, rows, MR):
-                    tile(keys, v_panels + (i * keys_end + key * MR) * 4, scores.ctypes.data, output.ctypes.data + i * NR * 4, NR, True)
+                    tile(
+                        keys,
+                        v_panels + (i * keys_end + key * MR) * 4,
+                        scores.ctypes.data,
+                        output.ctypes.data + i * NR * 4,
+                        NR,
+                        True,
+                    )
             for j in range(queries):
                 lse[b, h, t0 + j] = top[j] + np.log(total[j])
                 for i in range(hs):
@@ -160,7 +177,8 @@ def _attention_forward(y, lse, q, k, v, space, counter, threads, parts):
 
 @helper
 def _score_gradients(p, dp, dp_t, lse, mean, query, key, scale):
-    """A block: scores p and dp [NR queries, NR keys] -> the probabilities, and the gradients of the scores, plain and transposed."""
+    """A block: scores p and dp [NR queries, NR keys] -> the probabilities, and the gradients of the scores, plain and
+    transposed."""
     for i in range(NR):
         row_lse, row_mean = lse[query + i], mean[query + i]
         for j in range(NR):

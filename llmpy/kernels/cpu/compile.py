@@ -1,6 +1,7 @@
 """Compilation: every kernel declares its signature, is compiled once on a machine, and is read from disk from then on.
 
-`@kernel` compiles nothing. The first call of `compile_all` does, showing how far it is; importing the package costs nothing.
+`@kernel` compiles nothing. The first call of `compile_all` does, showing how far it is; importing the package costs
+nothing.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from numba import njit, types
 from llmpy.files import cache_dir
 from llmpy.kernels.cpu.isa import ISA
 
-# Reassociation lets sums run in vector lanes; the rest keeps NaN and infinity what they are, so that a broken run shows.
+# Reassociation lets sums run in vector lanes; the rest keeps NaN and infinity what they are, so that a broken run
+# shows.
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
-# Of Numba's parallel transformations only prange: the others would look for parallelism where there is none, at compile time.
+# Of Numba's parallel transformations only prange: the others would look for parallelism where there is none, at compile
+# time.
 _PARALLEL = {
     "prange": True,
     "comprehension": False,
@@ -64,14 +67,17 @@ def kernel(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
 
 def _cache_folder() -> Path:
     """A folder named after all that the machine code depends on; Numba itself looks at one source file only."""
-    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {binding.get_host_cpu_name()} {ISA.name}".encode())
+    digest = hashlib.sha256(
+        f"{numba.__version__} {llvmlite.__version__} {binding.get_host_cpu_name()} {ISA.name}".encode()
+    )
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return cache_dir() / "kernels" / digest.hexdigest()[:16]
 
 
 def compile_all(report: Callable[[int, int, str], None] | None = None) -> None:
-    """Compile every kernel, or load it from disk. `report(done, total, name)` is told before each one that must be compiled.
+    """Compile every kernel, or load it from disk. `report(done, total, name)` is told before each one that must be
+    compiled.
 
     The first time on a machine, a second process compiles every other kernel meanwhile: LLVM runs on one core only.
     """
@@ -105,20 +111,21 @@ def _title(dispatcher: Any) -> str:
 
 
 def _start_assistant() -> subprocess.Popen[bytes] | None:
-    """A process that compiles every second kernel into the cache, or None where a second core or process cannot be had."""
+    """A process that compiles every second kernel into the cache, or None where a second core or process cannot be
+    had."""
     if (os.cpu_count() or 1) < 2 or not sys.executable:
         return None
     root = str(Path(__file__).parents[3])
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from llmpy.kernels.cpu import compile; compile.compile_half()"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from llmpy.kernels import cpu; cpu.compile_half()"
     try:
-        return subprocess.Popen([sys.executable, "-c", code, root], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(
+            [sys.executable, "-c", code, root], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
     except OSError:
         return None
 
 
 def compile_half() -> None:
     """What the second process does."""
-    from llmpy.kernels import cpu  # noqa: F401  (importing the backend is what lists its kernels)
-
     for dispatcher, signature in _kernels[1::2]:
         _compile(dispatcher, signature)

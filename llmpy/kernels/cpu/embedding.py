@@ -6,7 +6,9 @@ from numba import prange
 
 from llmpy.kernels.cpu.compile import cube, i32, i64, kernel, matrix
 
-COLUMNS = 64  # to a task of the backward pass: each owns some columns of all rows, so that no two threads add to one number
+COLUMNS = (
+    64  # to a task of the backward pass: each owns some columns of all rows, so that no two threads add to one number
+)
 
 
 def embedding_forward(x, tokens, wte, wpe, start=0):

@@ -1,13 +1,18 @@
-"""The matrix product, C (+)= A B, in float32: packed panels, a tile of C in registers, and what follows fused to the last pass.
+"""The matrix product, C (+)= A B, in float32: packed panels, a tile of C in registers, and what follows fused to the
+last pass.
 
-After Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008), with one twist. The operand with fewer rows is packed
-once and shared by all threads; the other, larger one is never packed as a whole: a task packs a block of it into its own cache, multiplies it by
-all of the shared operand, and forgets it. So at small batches the weights are read from memory once and written nowhere.
+After Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008), with one twist. The operand
+with fewer rows is packed once and shared by all threads; the other, larger one is never packed as a whole: a task packs
+a block of it into its own cache, multiplies it by all of the shared operand, and forgets it. So at small batches the
+weights are read from memory once and written nowhere.
 
-The order of the sums depends on the depth alone, never on how the tasks fall to threads: results are the same, bit for bit, for any number of them.
+The order of the sums depends on the depth alone, never on how the tasks fall to threads: results are the same, bit for
+bit, for any number of them.
 """
 
 from __future__ import annotations
+
+from collections import namedtuple
 
 import numpy as np
 from numba import get_num_threads, prange
@@ -20,7 +25,7 @@ from llmpy.kernels.cpu.vector_math import gelu, gelu_derivative
 from llmpy.kernels.cpu.workspace import scratch
 
 MR, NR = ISA.tile.rows, ISA.tile.columns
-PASS_DEPTH = 768  # of the sum in one visit to a tile: long enough that visits to C are few, short enough for the panels to stay in L2
+PASS_DEPTH = 768  # of the sum in one visit to a tile: visits to C are few, and panels still fit the L2 cache
 BLOCK_FLOATS = 96 * 1024  # of the private operand packed at a time: 384 KB of the L2 cache
 SHARED_FLOATS = 4 * 1024 * 1024  # of the shared operand packed at a time: 16 MB
 
@@ -31,15 +36,22 @@ tile = make_tile(ISA.tile)
 pack_a, pack_b = make_packer(MR, ISA.tile.width), make_packer(NR, ISA.tile.width)
 
 
+Operand = namedtuple("Operand", "address stride along")
+"""An operand where it lies: rows `stride` floats apart; `along`: the depth runs along memory, not across it."""
+
+Task = namedtuple("Task", "share_a k0 k1 depth block parts accumulate epilogue")
+"""What all threads know: which operand is shared, the slice of the depth, passes and blocks, and how it ends."""
+
+
 @helper
-def _pack(is_a, panel, a, a_stride, a_along, b, b_stride, b_along, p, M, N, k, depth):
+def _pack(is_a, panel, a, b, p, M, N, k, depth):
     """Panel p of A or of B, `depth` deep from k on."""
     if is_a:
-        offset = p * MR * a_stride + k if a_along else k * a_stride + p * MR
-        pack_a(panel, a + offset * 4, a_stride, min(MR, M - p * MR), depth, a_along)
+        offset = p * MR * a.stride + k if a.along else k * a.stride + p * MR
+        pack_a(panel, a.address + offset * 4, a.stride, min(MR, M - p * MR), depth, a.along)
     else:
-        offset = p * NR * b_stride + k if b_along else k * b_stride + p * NR
-        pack_b(panel, b + offset * 4, b_stride, min(NR, N - p * NR), depth, b_along)
+        offset = p * NR * b.stride + k if b.along else k * b.stride + p * NR
+        pack_b(panel, b.address + offset * 4, b.stride, min(NR, N - p * NR), depth, b.along)
 
 
 @helper
@@ -85,80 +97,83 @@ def _multiply(c, p, q, panel_a, panel_b, depth, add, edge, last, epilogue, bias,
 
 
 @helper
-def _run_tasks(c, share_a, a, a_stride, a_along, b, b_stride, b_along, k0, k1, K, depth, accumulate, epilogue, bias, extra, shared, private,
-               counter, block, parts):  # fmt: skip
-    """One thread's share: tasks are taken one by one until there are none. A task is a block of private panels by a part of the shared ones."""
+def _run_tasks(c, a, b, K, task, bias, extra, shared, private, counter):
+    """One thread's share: blocks of private panels by parts of the shared ones, taken one by one until the end."""
     M, N = c.shape
     panels_a, panels_b = (M + MR - 1) // MR, (N + NR - 1) // NR
-    shared_panels, private_panels = (panels_a, panels_b) if share_a else (panels_b, panels_a)
-    shared_rows, private_rows = (MR, NR) if share_a else (NR, MR)
-    blocks = (private_panels + block - 1) // block
+    shared_panels, private_panels = (panels_a, panels_b) if task.share_a else (panels_b, panels_a)
+    shared_rows, private_rows = (MR, NR) if task.share_a else (NR, MR)
+    blocks = (private_panels + task.block - 1) // task.block
     base, edge = private.ctypes.data, private[private.shape[0] - MR * NR :]
     while True:
-        task = fetch_add(counter)
-        if task >= blocks * parts:
+        number = fetch_add(counter)
+        if number >= blocks * task.parts:
             return
-        first, part = task // parts * block, task % parts
-        end = min(private_panels, first + block)
-        for k in range(k0, k1, depth):
-            pass_depth = min(depth, k1 - k)
+        first, part = number // task.parts * task.block, number % task.parts
+        end = min(private_panels, first + task.block)
+        for k in range(task.k0, task.k1, task.depth):
+            depth = min(task.depth, task.k1 - k)
             for p in range(first, end):
-                panel = base + (p - first) * pass_depth * private_rows * 4
-                _pack(not share_a, panel, a, a_stride, a_along, b, b_stride, b_along, p, M, N, k, pass_depth)
-            add, last = accumulate or k > 0, k + pass_depth == K
-            for s in range(shared_panels * part // parts, shared_panels * (part + 1) // parts):
-                shared_panel = shared + ((k - k0) * shared_panels + s * pass_depth) * shared_rows * 4
+                panel = base + (p - first) * depth * private_rows * 4
+                _pack(not task.share_a, panel, a, b, p, M, N, k, depth)
+            add, last = task.accumulate or k > 0, k + depth == K
+            for s in range(shared_panels * part // task.parts, shared_panels * (part + 1) // task.parts):
+                shared_panel = shared + ((k - task.k0) * shared_panels + s * depth) * shared_rows * 4
                 for p in range(first, end):
-                    private_panel = base + (p - first) * pass_depth * private_rows * 4
-                    i, j, panel_a, panel_b = (s, p, shared_panel, private_panel) if share_a else (p, s, private_panel, shared_panel)
-                    _multiply(c, i, j, panel_a, panel_b, pass_depth, add, edge, last, epilogue, bias, extra)
+                    panel = base + (p - first) * depth * private_rows * 4
+                    i, j = (s, p) if task.share_a else (p, s)
+                    panel_a, panel_b = (shared_panel, panel) if task.share_a else (panel, shared_panel)
+                    _multiply(c, i, j, panel_a, panel_b, depth, add, edge, last, task.epilogue, bias, extra)
 
 
 @kernel(matrix, matrix, matrix, i64, boolean, i64, vector, matrix, i64, i64, i64, i64, vector, matrix, i64[::1])
-def _gemm(c, a, b, layout, accumulate, epilogue, bias, extra, depth, slice_depth, block, parts, shared, private, counter):
-    """A pass is `depth` deep; the shared operand is packed `slice_depth` deep at a time; a task is `block` private panels by one of `parts`."""
+def _gemm(c, x, w, layout, accumulate, epilogue, bias, extra, depth, slice_depth, block, parts, shared, private, count):
+    """c = x w in passes `depth` deep; the shared operand is packed `slice_depth` deep at a time, for all threads."""
     M, N = c.shape
-    K = a.shape[0] if layout == TN else a.shape[1]
+    K = x.shape[0] if layout == TN else x.shape[1]
     share_a = M <= N
     shared_panels, shared_rows = ((M + MR - 1) // MR, MR) if share_a else ((N + NR - 1) // NR, NR)
-    a_at, b_at, shared_at, counter_at = a.ctypes.data, b.ctypes.data, shared.ctypes.data, counter.ctypes.data
-    a_stride, b_stride, a_along, b_along = a.shape[1], b.shape[1], layout != TN, layout == NT
     for k0 in range(0, K, slice_depth):
+        a = Operand(x.ctypes.data, x.shape[1], layout != TN)
+        b = Operand(w.ctypes.data, w.shape[1], layout == NT)
         k1 = min(K, k0 + slice_depth)
         passes = (k1 - k0 + depth - 1) // depth
         for job in prange(shared_panels * passes):
             s, k = job // passes, k0 + job % passes * depth
             pass_depth = min(depth, k1 - k)
-            panel = shared_at + ((k - k0) * shared_panels + s * pass_depth) * shared_rows * 4
-            _pack(share_a, panel, a_at, a_stride, a_along, b_at, b_stride, b_along, s, M, N, k, pass_depth)
-        counter[0] = 0
+            panel = shared.ctypes.data + ((k - k0) * shared_panels + s * pass_depth) * shared_rows * 4
+            _pack(share_a, panel, a, b, s, M, N, k, pass_depth)
+        task = Task(share_a, k0, k1, depth, block, parts, accumulate, epilogue)
+        count[0] = 0
         for thread in prange(private.shape[0]):
-            _run_tasks(c, share_a, a_at, a_stride, a_along, b_at, b_stride, b_along, k0, k1, K, depth, accumulate, epilogue, bias, extra,
-                       shared_at, private[thread], counter_at, block, parts)  # fmt: skip
+            _run_tasks(c, a, b, K, task, bias, extra, shared.ctypes.data, private[thread], count.ctypes.data)
 
 
 _NO_VECTOR, _NO_MATRIX = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
 
 
 def gemm(c, a, b, layout, accumulate=False, epilogue=NOTHING, bias=_NO_VECTOR, extra=_NO_MATRIX):
-    """c [M, N] = A B, or += with `accumulate`; then the epilogue: bias [N], and extra [M, N] as residual, GELU's input or output."""
+    """c [M, N] = A B, or += with `accumulate`; then the epilogue: bias [N], and extra [M, N] as residual, GELU's input
+    or output."""
     if not ISA.own_gemm:
         _gemm_numpy(c, a, b, layout, accumulate, epilogue, bias, extra)
         return
     (M, N), K, threads = c.shape, len(a) if layout == TN else a.shape[1], get_num_threads()
-    panels_a, panels_b = -(-M // MR), -(-N // NR)
-    (shared_rows, private_panels, private_rows) = (panels_a * MR, panels_b, NR) if M <= N else (panels_b * NR, panels_a, MR)
-    # Passes of equal depth, so short that the shared operand fits its buffer. They depend on the shapes only: so does the order of the sums.
-    passes = max(-(-K // PASS_DEPTH), -(-shared_rows * K // SHARED_FLOATS) if shared_rows * PASS_DEPTH > SHARED_FLOATS else 1)
-    depth = -(-K // passes // 16) * 16
+    rows_a, rows_b = -(-M // MR) * MR, -(-N // NR) * NR
+    shared_rows, private_rows, private_panel = (rows_a, rows_b, NR) if M <= N else (rows_b, rows_a, MR)
+    # Passes of equal depth, short enough for the shared operand to fit its buffer. They depend on nothing but the
+    # shapes, and so does the order of the sums.
+    deepest = min(PASS_DEPTH, max(16, SHARED_FLOATS // shared_rows))
+    depth = -(-K // -(-K // deepest) // 16) * 16
     slice_depth = max(1, SHARED_FLOATS // (shared_rows * depth)) * depth
     # Enough tasks to keep all threads busy to the end: smaller blocks first, then parts of the shared operand.
-    block = max(1, min(BLOCK_FLOATS // (depth * private_rows), private_panels // (4 * threads)))
-    parts = min(shared_rows // (MR if M <= N else NR), -(-4 * threads // -(-private_panels // block)))
+    panels = private_rows // private_panel
+    block = max(1, min(BLOCK_FLOATS // (depth * private_panel), panels // (4 * threads)))
+    parts = min(shared_rows // (MR if M <= N else NR), -(-4 * threads // -(-panels // block)))
     shared = scratch("gemm shared", max(SHARED_FLOATS, shared_rows * depth))
     private = scratch("gemm private", threads, BLOCK_FLOATS + (PASS_DEPTH + 16) * NR + MR * NR)[:threads]
-    counter = scratch("gemm counter", 8, dtype=np.int64)
-    _gemm(c, a, b, layout, accumulate, epilogue, bias, extra, depth, slice_depth, block, parts, shared, private, counter)
+    count = scratch("gemm count", 8, dtype=np.int64)
+    _gemm(c, a, b, layout, accumulate, epilogue, bias, extra, depth, slice_depth, block, parts, shared, private, count)
 
 
 def _gemm_numpy(c, a, b, layout, accumulate, epilogue, bias, extra):

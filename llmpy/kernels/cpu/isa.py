@@ -1,7 +1,8 @@
 """Which vector instructions this processor has, and the shape of the GEMM tile that fits their registers.
 
-A tile of C stays in registers while the depth streams by: `rows` broadcast values of A against `vectors` vectors of B. Its size is chosen so
-that the accumulators, the vectors of B and one broadcast fill the register file (32 registers, 16 for AVX2).
+A tile of C stays in registers while the depth streams by: `rows` broadcast values of A against `vectors` vectors of B.
+Its size is chosen so that the accumulators, the vectors of B and one broadcast fill the register file (32 registers, 16
+for AVX2).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class TileShape:
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """A name for LLMPY_ISA and the tile that fits. A tile's columns are a multiple of its rows: attention turns one into the other."""
+    """A name for LLMPY_ISA and the tile that fits. A tile's columns are a multiple of its rows: attention turns one
+    into the other."""
 
     name: str
     tile: TileShape

@@ -1,4 +1,5 @@
-"""Layer normalisation (Ba, Kiros, Hinton 2016): y = (x - mean) * rstd * w + b, over the last axis. Bound by memory: each row is read once."""
+"""Layer normalisation (Ba, Kiros, Hinton 2016): y = (x - mean) * rstd * w + b, over the last axis. Bound by memory:
+each row is read once."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ def layernorm_forward(y, mean, rstd, x, w, b):
 
 
 def layernorm_backward(dresidual, dw, db, dy, x, w, mean, rstd):
-    """dy [N, C]; dresidual [N, C], dw [C] and db [C] are added to: x is the residual stream, which has a gradient already."""
+    """dy [N, C]; dresidual [N, C], dw [C] and db [C] are added to: x is the residual stream, which has a gradient
+    already."""
     blocks = -(-len(x) // ROWS)
     partial = scratch("layernorm partial sums", blocks, 2 * x.shape[1])
     _layernorm_backward(dresidual, dw, db, dy, x, w, mean, rstd, partial, blocks)

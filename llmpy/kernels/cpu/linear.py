@@ -14,7 +14,8 @@ _NO_VECTOR, _NO_MATRIX = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
 
 
 def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):
-    """x [N, C], w [OC, C], b [OC] -> y [N, OC]; plus `residual` [N, OC]; or its GELU, the product itself kept in `pre_gelu`."""
+    """x [N, C], w [OC, C], b [OC] -> y [N, OC]; plus `residual` [N, OC]; or its GELU, the product itself kept in
+    `pre_gelu`."""
     if residual is not None:
         epilogue, extra = BIAS_RESIDUAL, residual
     elif pre_gelu is not None:

@@ -1,7 +1,7 @@
 """The innermost loops of every matrix product, emitted as LLVM IR: what a C library would write in assembly.
 
-`make_tile` gives C[rows, columns] (+)= A^T B over packed panels, all accumulators in registers. `make_transpose` and `make_copy` move a few
-vectors at a time while panels are packed. Addresses are integers, strides count floats.
+`make_tile` gives C[rows, columns] (+)= A^T B over packed panels, all accumulators in registers. `make_transpose` and
+`make_copy` move a few vectors at a time while panels are packed. Addresses are integers, strides count floats.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def make_tile(shape: TileShape) -> Any:
 
 
 def emit_tile(shape: TileShape, build: ir.IRBuilder, args: Any) -> None:
-    """The body of a tile: a loop over the depth with every cell of C in a register, then one store or addition to memory."""
+    """The body of a tile: a loop over the depth with every cell of C in a register, then one store or addition to
+    memory."""
     depth, a, b, c, ldc, accumulate = args
     VEC = ir.VectorType(F32, shape.width)
     cells = [(i, j) for i in range(shape.rows) for j in range(shape.vectors)]
@@ -85,7 +86,9 @@ def make_transpose(size: int) -> Any:
     @intrinsic
     def transpose(typingctx, source, source_stride, target, target_stride):
         signature = types.void(types.uintp, types.int64, types.uintp, types.int64)
-        return signature, _call(f"llmpy_transpose_{size}", [I64] * 4, lambda build, args: _emit_transpose(size, build, args))
+        return signature, _call(
+            f"llmpy_transpose_{size}", [I64] * 4, lambda build, args: _emit_transpose(size, build, args)
+        )
 
     return transpose
 

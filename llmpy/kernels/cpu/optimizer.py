@@ -1,4 +1,5 @@
-"""AdamW (Loshchilov, Hutter 2017) over flat buffers, and the norm that gradient clipping needs. Both run at the speed of memory."""
+"""AdamW (Loshchilov, Hutter 2017) over flat buffers, and the norm that gradient clipping needs. Both run at the speed
+of memory."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import math
 import numpy as np
 from numba import prange
 
-from llmpy.kernels.cpu.compile import f32, f64, helper, kernel, vector
+from llmpy.kernels.cpu.compile import f32, f64, kernel, vector
 from llmpy.kernels.cpu.workspace import scratch
 
 BLOCK = 65536  # numbers to a task
@@ -24,17 +25,13 @@ def _adamw(p, g, m, v, rate, one_minus_beta1, one_minus_beta2, v_scale, eps, dec
     """rate = lr / (1 - beta1^step) and v_scale = 1 / sqrt(1 - beta2^step) carry the corrections of the two biases."""
     for block in prange((p.size + BLOCK - 1) // BLOCK):
         start, end = block * BLOCK, min(p.size, (block + 1) * BLOCK)
-        _adamw_block(p[start:end], g[start:end], m[start:end], v[start:end], rate, one_minus_beta1, one_minus_beta2, v_scale, eps, decay,
-                     grad_scale)  # fmt: skip
-
-
-@helper
-def _adamw_block(p, g, m, v, rate, one_minus_beta1, one_minus_beta2, v_scale, eps, decay, grad_scale):
-    for i in range(p.size):  # counted from 0, or LLVM would see negative indices and not vectorise
-        grad = g[i] * grad_scale
-        m[i] += one_minus_beta1 * (grad - m[i])
-        v[i] += one_minus_beta2 * (grad * grad - v[i])
-        p[i] -= rate * m[i] / (np.sqrt(v[i]) * v_scale + eps) + decay * p[i]
+        # Views counted from 0: an index that might be negative keeps LLVM from vectorising.
+        p_, g_, m_, v_ = p[start:end], g[start:end], m[start:end], v[start:end]
+        for i in range(p_.size):
+            grad = g_[i] * grad_scale
+            m_[i] += one_minus_beta1 * (grad - m_[i])
+            v_[i] += one_minus_beta2 * (grad * grad - v_[i])
+            p_[i] -= rate * m_[i] / (np.sqrt(v_[i]) * v_scale + eps) + decay * p_[i]
 
 
 def global_norm(g):

@@ -1,7 +1,7 @@
 """Panels: the order in which a micro-kernel reads its operands, front to back, so that every load is the next one.
 
-A panel holds `R` rows of an operand (R = a tile's rows for A, its columns for B), depth first: panel[k * R + r]. Rows that the matrix does not
-have are zeros, so that edges need no code in the innermost loop.
+A panel holds `R` rows of an operand (R = a tile's rows for A, its columns for B), depth first: panel[k * R + r]. Rows
+that the matrix does not have are zeros, so that edges need no code in the innermost loop.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from llmpy.kernels.cpu.microkernel import load_float, make_copy, make_transpose,
 
 
 def make_packer(R: int, width: int) -> Any:
-    """pack(panel, source, stride, rows, depth, along_depth) for panels of R rows on a machine with vectors of `width` floats."""
+    """pack(panel, source, stride, rows, depth, along_depth) for panels of R rows on a machine with vectors of `width`
+    floats."""
     block = min(width, R & -R)  # the largest power of two that divides R
     transpose, copy = make_transpose(block), make_copy(R, width)
 
@@ -21,7 +22,8 @@ def make_packer(R: int, width: int) -> Any:
     def pack(panel, source, stride, rows, depth, along_depth):
         """rows <= R rows of `depth` values at the address `source` -> `panel`.
 
-        along_depth: a row lies along memory, rows are `stride` floats apart; otherwise a column of R values lies along memory.
+        along_depth: a row lies along memory, rows are `stride` floats apart; otherwise a column of R values lies along
+        memory.
         """
         k = 0
         if rows == R and along_depth:

@@ -1,4 +1,5 @@
-"""exp and what is made of it, as polynomials that LLVM turns into vector code (it has no vector exp of its own to call)."""
+"""exp and what is made of it, as polynomials that LLVM turns into vector code (it has no vector exp of its own to
+call)."""
 
 import numpy as np
 from numba import njit
@@ -18,7 +19,8 @@ GELU_SCALE, GELU_CUBIC = np.float32(0.7978845608028654), np.float32(0.044715)
 
 @njit(fastmath={"contract"}, error_model="numpy")
 def exp(x):
-    """e^x in float32, to 2 units in the last place; 0 where that is not a normal number, 2.4e38 at most; NaN stays NaN."""
+    """e^x in float32, to 2 units in the last place; 0 where that is not a normal number, 2.4e38 at most; NaN stays
+    NaN."""
     x = HIGHEST if x > HIGHEST else x
     tiny = x < LOWEST
     x = LOWEST if tiny else x

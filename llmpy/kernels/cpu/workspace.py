@@ -11,13 +11,23 @@ import numpy as np
 from llmpy.errors import UserError
 from llmpy.memory import MemoryPlan
 
+# How long an OpenMP thread spins before it sleeps; read when Numba loads OpenMP. The default is milliseconds: where
+# other programs want the cores too, each kernel would wait for them that long. With none at all each kernel would wait
+# to be woken.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # about 0.1 ms, the time between two kernels
+
 _arrays: dict[str, np.ndarray] = {}
 
 
 def scratch(name: str, *shape: int, dtype: type = np.float32) -> np.ndarray:
     """The array of this name, at least as large as `shape` along every axis; it grows where a call needs more."""
     array = _arrays.get(name)
-    if array is None or len(shape) != array.ndim or any(have < want for have, want in zip(array.shape, shape, strict=True)):
+    if (
+        array is None
+        or len(shape) != array.ndim
+        or any(have < want for have, want in zip(array.shape, shape, strict=True))
+    ):
         plan = MemoryPlan()
         plan.add("kernels", name, *shape, dtype=dtype)
         array = _arrays[name] = plan.take()[name]
@@ -40,7 +50,8 @@ def physical_cores() -> int:
 
 
 def set_threads(n: int | None = None) -> int:
-    """Use n threads from now on (default: the physical cores) and return n. Raises UserError where there are not that many."""
+    """Use n threads from now on (default: the physical cores) and return n. Raises UserError where there are not that
+    many."""
     n = n or min(physical_cores(), numba.config.NUMBA_NUM_THREADS)
     if not 1 <= n <= numba.config.NUMBA_NUM_THREADS:
         raise UserError(f"--threads {n}: this machine offers 1 to {numba.config.NUMBA_NUM_THREADS}")

@@ -1,7 +1,8 @@
 """Causal self-attention with grouped queries: y = softmax(q k^T / sqrt(hs), past and present only) v.
 
-Backward needs only the log-sum-exp of each row of scores, not the T x T matrix (Dao et al. 2022, FlashAttention). NH query heads share
-NKV key/value heads in runs of NH / NKV (Ainslie et al. 2023); NH = NKV is ordinary multi-head attention.
+Backward needs only the log-sum-exp of each row of scores, not the T x T matrix (Dao et al. 2022, FlashAttention). NH
+query heads share NKV key/value heads in runs of NH / NKV (Ainslie et al. 2023); NH = NKV is ordinary multi-head
+attention.
 """
 
 import numpy as np
@@ -46,7 +47,8 @@ def attention_backward(dq, dk, dv, dy, q, k, v, y, lse):
 
 
 def attention_decode(y, q, k_cache, v_cache, positions):
-    """q [S, NH, hs] of the newest tokens, caches [S, T, NKV, hs], positions [S] -> y [S, NH, hs] over keys 0..position."""
+    """q [S, NH, hs] of the newest tokens, caches [S, T, NKV, hs], positions [S] -> y [S, NH, hs] over keys
+    0..position."""
     S, NH, hs = q.shape
     group = NH // k_cache.shape[2]
     for s in range(S):

@@ -1,7 +1,7 @@
 """The language-model head and cross-entropy together, a few rows at a time: the [N, V] logits never exist at once.
 
-loss = logsumexp(x w^T) - (x w^T)[target]. Its gradient by the logits is softmax - onehot(target), so the gradients of x and w can be
-made while the chunk of logits is at hand (as Liger-Kernel's fused linear cross-entropy does).
+loss = logsumexp(x w^T) - (x w^T)[target]. Its gradient by the logits is softmax - onehot(target), so the gradients of x
+and w can be made while the chunk of logits is at hand (as Liger-Kernel's fused linear cross-entropy does).
 """
 
 import numpy as np

@@ -13,7 +13,8 @@ def layernorm_forward(y, mean, rstd, x, w, b):
 
 
 def layernorm_backward(dresidual, dw, db, dy, x, w, mean, rstd):
-    """dy [N, C]; dresidual [N, C], dw [C] and db [C] are added to: x is the residual stream, which has a gradient already."""
+    """dy [N, C]; dresidual [N, C], dw [C] and db [C] are added to: x is the residual stream, which has a gradient
+    already."""
     norm = (x - mean[:, None]) * rstd[:, None]
     dw += (dy * norm).sum(0)
     db += dy.sum(0)

@@ -4,7 +4,8 @@ from llmpy.kernels.reference.gelu import gelu_backward, gelu_forward
 
 
 def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):
-    """x [N, C], w [OC, C], b [OC] -> y [N, OC]; plus `residual` [N, OC]; or its GELU, the product itself kept in `pre_gelu`."""
+    """x [N, C], w [OC, C], b [OC] -> y [N, OC]; plus `residual` [N, OC]; or its GELU, the product itself kept in
+    `pre_gelu`."""
     product = x @ w.T
     if b is not None:
         product += b
