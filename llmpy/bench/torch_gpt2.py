@@ -60,6 +60,9 @@ class TorchGPT2(nn.Module):
         self.wte, self.wpe = nn.Embedding(self.V, config.channels), nn.Embedding(config.context, config.channels)
         self.h = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.ln_f = nn.LayerNorm(config.channels)
+        for parameter in self.parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """tokens int64 [B, T] -> [B, T, V]"""
@@ -88,7 +91,8 @@ class TorchGPT2(nn.Module):
 
     def stacked(self, spec: ParameterSpec, gradients: bool = False) -> np.ndarray:
         """The values, or gradients, of a row of our table, in its shape but for the padding of wte."""
-        arrays = [(tensor.grad if gradients else tensor.detach()).numpy() for tensor in self.tensors(spec)]
+        tensors = [tensor.grad if gradients else tensor.detach() for tensor in self.tensors(spec)]
+        arrays = [tensor.numpy() for tensor in tensors if tensor is not None]
         return np.stack(arrays) if spec.per_layer else arrays[0]
 
     def adamw(

@@ -1,0 +1,139 @@
+"""The products of a training step, one by one: ours, NumPy's (OpenBLAS as pip installs it) and PyTorch's (MKL).
+
+For every linear layer, forward y = x w^T, and backward dx = dy w and dw = dy^T x. All write into an array that exists.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from llmpy import kernels
+from llmpy.bench import machine, peers, timing
+from llmpy.config import GPT2Config
+from llmpy.models.gpt2 import LOGITS_ROWS
+from llmpy.progress import bar
+
+KINDS = ("forward", "dx", "dw")
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product of the layer w [OC, C] on `rows` rows."""
+
+    layer: str
+    kind: str
+    rows: int
+    OC: int
+    C: int
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.rows * self.OC * self.C
+
+    def operands(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Random x [rows, C], w [OC, C], dy [rows, OC], float32."""
+        random = np.random.default_rng(0)
+        shapes = ((self.rows, self.C), (self.OC, self.C), (self.rows, self.OC))
+        x, w, dy = (random.standard_normal(shape, dtype=np.float32) for shape in shapes)
+        return x, w, dy
+
+
+def products(config: GPT2Config, rows: Sequence[int]) -> list[Product]:
+    """All products of a step at each number of rows; the head's at the rows of logits that exist at a time, no more."""
+    C, V = config.channels, config.vocab_size
+    layers = {"qkv": (3 * C, C), "attproj": (C, C), "fc": (4 * C, C), "fcproj": (C, 4 * C), "head": (V, C)}
+    return [
+        Product(layer, kind, n, *shape)
+        for n in rows
+        for layer, shape in layers.items()
+        if layer != "head" or n <= LOGITS_ROWS
+        for kind in KINDS
+    ]
+
+
+def our_product(product: dict[str, Any], threads: int) -> Callable[[], object]:
+    kernels.start("cpu", threads)
+    from llmpy.kernels.cpu.gemm import NN, NT, TN, gemm
+
+    x, w, dy = Product(**product).operands()
+    match product["kind"]:
+        case "forward":
+            return lambda: gemm(dy, x, w, NT)
+        case "dx":
+            return lambda: gemm(x, dy, w, NN)
+        case _:
+            return lambda: gemm(w, dy, x, TN)
+
+
+def numpy_product(product: dict[str, Any], threads: int) -> Callable[[], object]:
+    """`threads` is set in the environment: NumPy has no call for it."""
+    x, w, dy = Product(**product).operands()
+    match product["kind"]:
+        case "forward":
+            return lambda: np.matmul(x, w.T, out=dy)
+        case "dx":
+            return lambda: np.matmul(dy, w, out=x)
+        case _:
+            return lambda: np.matmul(dy.T, x, out=w)
+
+
+def pytorch_product(product: dict[str, Any], threads: int) -> Callable[[], object]:
+    import torch
+
+    torch.set_num_threads(threads)
+    x, w, dy = (torch.from_numpy(a) for a in Product(**product).operands())
+    match product["kind"]:
+        case "forward":
+            return lambda: torch.mm(x, w.t(), out=dy)
+        case "dx":
+            return lambda: torch.mm(dy, w, out=x)
+        case _:
+            return lambda: torch.mm(dy.t(), x, out=w)
+
+
+def bench(config: GPT2Config, rows: Sequence[int], threads: int, rounds: int, against_torch: bool) -> dict[str, Any]:
+    """Every product, by each contestant in turn; the peer of a product is the faster one of the others."""
+    kernels.start("cpu", threads)
+    contestants = {"llm.py": "our_product", "NumPy": "numpy_product"}
+    if against_torch:
+        peers.require_torch()
+        contestants["PyTorch"] = "pytorch_product"
+    todo = products(config, rows)
+    results = []
+    with ExitStack() as stack, bar("measuring", len(todo) * rounds * len(contestants), "turns") as shown:
+        settings = peers.thread_settings(threads)
+        workers = [stack.enter_context(timing.worker(name, settings)) for name in contestants]
+        for product in todo:
+            shown.description = f"measuring {product.layer} {product.kind}, {product.rows} rows"
+            for worker, target in zip(workers, contestants.values(), strict=True):
+                worker.prepare(f"llmpy.bench.matmul:{target}", product=asdict(product), threads=threads)
+            times = dict(zip(contestants, timing.interleave(workers, rounds, shown.advance), strict=True))
+            ours = times.pop("llm.py")
+            fastest = min(times, key=lambda name: times[name])
+            results.append(
+                asdict(product)
+                | timing.comparison(fastest, ours, times[fastest])
+                | {
+                    "gflops": {
+                        name: round(product.flops / t / 1e9, 1) for name, t in ({"llm.py": ours} | times).items()
+                    }
+                }
+            )
+    ratios = [result["ratio"] for result in results]
+    return {
+        "benchmark": "matmul",
+        "rounds": rounds,
+        "ours_ms": round(sum(result["ours_ms"] for result in results), 4),
+        "peer": "the faster of " + " and ".join(list(contestants)[1:]),
+        "peer_ms": round(sum(result["peer_ms"] for result in results), 4),
+        "ratio": statistics.median(ratios),
+        "worst_ratio": max(ratios),
+        "products": results,
+        "machine": machine.describe(threads),
+    }

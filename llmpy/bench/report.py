@@ -1,0 +1,82 @@
+"""Results for a person: a table with lines on a terminal, columns of plain text in a pipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from llmpy.bench import machine
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a benchmark's result to stdout."""
+    match result["benchmark"]:
+        case "train":
+            _train(result)
+        case "matmul":
+            _matmul(result)
+        case _:
+            _attention(result)
+    print(machine.summary(result["machine"]))
+
+
+def _train(result: dict[str, Any]) -> None:
+    model = result["model"]
+    print(
+        f"a training step: {model['layers']} layers, {model['heads']} heads, {model['channels']} channels,"
+        f" batch {result['batch_size']}, {result['sequence_length']} tokens, recompute {result['recompute']}"
+    )
+    rows = [["llm.py", f"{result['ours_ms']:,.1f}", "", "", f"{result['peak_mb']:,.0f}"]]
+    for peer in result["peers"]:
+        if "error" in peer:
+            print(f"{peer['name']} was left out: {peer['error']}", file=sys.stderr)
+        else:
+            times = [f"{peer['peer_ms']:,.1f}", f"{peer['ours_ms']:,.1f}", f"{peer['ratio']:.3f}"]
+            rows.append([peer["name"], *times, f"{peer['peer_peak_mb']:,.0f}"])
+    table(["", "ms", "llm.py beside it, ms", "ratio", "peak MB"], rows)
+    if result["peer"]:
+        print(f"against {result['peer']}, the peer that counts: {result['ratio']:.3f} of its time")
+    print(f"{result['tokens_per_s']:,.0f} tokens/s")
+
+
+def _matmul(result: dict[str, Any]) -> None:
+    names = list(result["products"][0]["gflops"])
+    print("products of a training step, GFLOP/s; the ratio is our time to the faster one of the others")
+    rows = []
+    for p in result["products"]:
+        speeds = [f"{speed:.0f}" for speed in p["gflops"].values()]
+        rows.append([p["layer"], p["kind"], f"{p['rows']} x {p['OC']} x {p['C']}", *speeds, f"{p['ratio']:.3f}"])
+    table(["layer", "product", "rows x OC x C", *names, "ratio"], rows)
+    print(f"median ratio {result['ratio']:.3f}, worst {result['worst_ratio']:.3f}")
+
+
+def _attention(result: dict[str, Any]) -> None:
+    print("causal attention of one layer, forward and backward")
+    rows = []
+    for one in result["lengths"]:
+        peer = [f"{one['peer_ms']:.2f}", f"{one['ratio']:.3f}"] if "ratio" in one else ["", ""]
+        rows.append([f"{one['B']}, {one['T']}, {one['NH']}, {one['hs']}", f"{one['ours_ms']:.2f}", *peer])
+    table(["B, T, NH, hs", "llm.py, ms", f"{result['peer'] or 'peer'}, ms", "ratio"], rows)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Words to the left, numbers to the right; columns in which nothing stands are left out."""
+    kept = [i for i in range(len(headers)) if any(row[i] for row in rows)]
+    headers, rows = [headers[i] for i in kept], [[row[i] for i in kept] for row in rows]
+    numbers = [all(row[i][:1].isdigit() or not row[i] for row in rows) for i in range(len(headers))]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        drawn = Table()
+        for header, number in zip(headers, numbers, strict=True):
+            drawn.add_column(header, justify="right" if number else "left")
+        for row in rows:
+            drawn.add_row(*row)
+        Console().print(drawn)
+        return
+    widths = [max(len(row[i]) for row in [headers, *rows]) for i in range(len(headers))]
+    for row in [headers, *rows]:
+        cells = [c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numbers, strict=True)]
+        print("  ".join(cells).rstrip())

@@ -1,0 +1,115 @@
+"""Contestants measured in turn: each is a process that works only when it is its turn; medians of many rounds count.
+
+What else goes on (a neighbour, a clock that changes) then meets all of them alike, and the ratio stands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmpy.errors import UserError
+
+PAUSE = 0.06  # seconds between turns, in which the idle threads of the one before stop spinning
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Worker:
+    """The process of a contestant. `environment` is added to ours: thread counts, a preloaded allocator."""
+
+    def __init__(self, name: str, environment: dict[str, str] | None = None) -> None:
+        self.name, self.peak_mb = name, 0.0
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
+        search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "llmpy.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=os.environ | {"PYTHONPATH": search} | (environment or {}),
+        )
+
+    def prepare(self, target: str, warm_up: int = 2, **arguments: Any) -> None:
+        """Build the work, `module:function` with these arguments, and do it a few times."""
+        self._ask({"prepare": target, "arguments": arguments, "warm_up": warm_up})
+
+    def turn(self) -> float:
+        """Seconds that the work took, now."""
+        return float(self._ask({})["seconds"])
+
+    def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(command), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        if not line:
+            raise UserError(f"{self.name} ended without an answer ({self._last_words()})")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise UserError(f"{self.name}: {answer['error']}")
+        self.peak_mb = answer["peak_mb"]
+        return answer
+
+    def _last_words(self) -> str:
+        """How the process ended, and the last line it wrote to stderr."""
+        status = self._process.wait()
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        how = f"signal {-status}: was there too little memory?" if status < 0 else f"exit status {status}"
+        return "; ".join([how, *lines[-1:]])
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
+@contextlib.contextmanager
+def worker(name: str, environment: dict[str, str] | None = None) -> Iterator[Worker]:
+    """A worker that is gone when the block ends."""
+    process = Worker(name, environment)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def interleave(workers: Sequence[Worker], rounds: int, advance: Callable[[], None] = lambda: None) -> list[float]:
+    """The median seconds of each worker over so many rounds; the order turns around from one round to the next.
+
+    `advance` is called after every turn.
+    """
+    seconds: list[list[float]] = [[] for _ in workers]
+    for round_number in range(rounds):
+        order = range(len(workers)) if round_number % 2 == 0 else reversed(range(len(workers)))
+        for i in order:
+            time.sleep(PAUSE)
+            seconds[i].append(workers[i].turn())
+            advance()
+    return [statistics.median(times) for times in seconds]
+
+
+def comparison(name: str, ours: float, theirs: float) -> dict[str, Any]:
+    """What every comparison says of two times in seconds: both, and ours as a part of theirs."""
+    return {
+        "name": name,
+        "ours_ms": milliseconds(ours),
+        "peer_ms": milliseconds(theirs),
+        "ratio": round(ours / theirs, 4),
+    }
+
+
+def milliseconds(seconds: float) -> float:
+    return round(seconds * 1e3, 4)

@@ -1,0 +1,134 @@
+"""A training step: forward, loss, backward, AdamW. Ours, and PyTorch's, on the same shapes and random tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from llmpy import kernels
+from llmpy.bench import machine, peers, timing
+from llmpy.config import GPT2Config
+from llmpy.errors import UserError
+from llmpy.progress import Bar, bar
+
+LR = 1e-4
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is measured: a model, B sequences of T tokens; `clip` is the largest gradient norm, 0 for none."""
+
+    config: GPT2Config
+    batch_size: int
+    sequence_length: int
+    threads: int
+    recompute: int = 0
+    clip: float = 0.0
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Step:
+        """The inverse of `asdict`."""
+        return cls(**(fields | {"config": GPT2Config(**fields["config"])}))
+
+    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """Random inputs and targets, int32 [B, T]."""
+        shape = (self.batch_size, self.sequence_length + 1)
+        x = np.random.default_rng(0).integers(0, self.config.vocab_size, shape, dtype=np.int32)
+        return np.ascontiguousarray(x[:, :-1]), np.ascontiguousarray(x[:, 1:])
+
+
+def our_step(step: dict[str, Any]) -> Callable[[], object]:
+    """Our training step, ready to be called."""
+    from llmpy.models.gpt2 import GPT2
+    from llmpy.optimizer import AdamW, clip_scale
+
+    work = Step.from_dict(step)
+    backend = kernels.start("cpu", work.threads)
+    model = GPT2(work.config, "cpu", work.batch_size, work.sequence_length, work.recompute).initialize()
+    optimizer = AdamW(backend, model.parameters, model.gradients, model.arrays["m"], model.arrays["v"])
+    x, y = work.tokens()
+    done = 0
+
+    def run() -> float:
+        nonlocal done
+        done += 1
+        loss = model.loss_and_gradients(x, y)
+        optimizer.update(done, LR, clip_scale(optimizer.gradient_norm(), work.clip) if work.clip else 1.0)
+        return loss
+
+    return run
+
+
+def pytorch_step(step: dict[str, Any], compiled: bool) -> Callable[[], object]:
+    """The same step in PyTorch: fused attention, fused AdamW, padded vocabulary, gradients dropped and not zeroed."""
+    import torch
+
+    from llmpy.bench.torch_gpt2 import TorchGPT2
+
+    work = Step.from_dict(step)
+    torch.set_num_threads(work.threads)
+    torch.manual_seed(42)
+    model = TorchGPT2(work.config, padded=True)
+    optimizer = model.adamw(LR)
+    forward = torch.compile(model) if compiled else model
+    x, y = (torch.from_numpy(a).long() for a in work.tokens())
+
+    def run() -> float:
+        loss = forward(x, y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if work.clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), work.clip)
+        optimizer.step()
+        return float(loss)
+
+    return run
+
+
+def bench(step: Step, rounds: int, rivals: list[peers.Peer]) -> dict[str, Any]:
+    """Measure our step, and each rival's beside it. benchmarks/README.md describes the fields of the result."""
+    kernels.start("cpu", step.threads)  # compiled here, where it shows, and read from disk by the worker
+    turns = rounds * max(1, 2 * len(rivals))
+    with timing.worker("llm.py") as us, bar("measuring", turns, "turns") as shown:
+        us.prepare("llmpy.bench.train:our_step", step=asdict(step))
+        results = [_beside(us, rival, step, rounds, shown) for rival in rivals]
+        measured = [result for result in results if "error" not in result]
+        if measured:
+            best = min(measured, key=lambda result: result["peer_ms"])
+        else:
+            best = {"ours_ms": timing.milliseconds(timing.interleave([us], rounds, shown.advance)[0])}
+        return {
+            "benchmark": "train",
+            "model": asdict(step.config),
+            "batch_size": step.batch_size,
+            "sequence_length": step.sequence_length,
+            "recompute": step.recompute,
+            "precision": "float32",
+            "rounds": rounds,
+            "ours_ms": best["ours_ms"],
+            "peer": best.get("name"),
+            "peer_ms": best.get("peer_ms"),
+            "ratio": best.get("ratio"),
+            "tokens_per_s": round(step.batch_size * step.sequence_length / best["ours_ms"] * 1e3, 1),
+            "peak_mb": us.peak_mb,
+            "peer_peak_mb": best.get("peer_peak_mb"),
+            "peers": results,
+            "machine": machine.describe(step.threads),
+        }
+
+
+def _beside(us: timing.Worker, rival: peers.Peer, step: Step, rounds: int, shown: Bar) -> dict[str, Any]:
+    """Our step and a rival's, in turn. A rival that cannot be compiled here (it takes a C++ compiler) is left out."""
+    shown.description = f"measuring beside {rival.name}"
+    with timing.worker(rival.name, rival.environment | peers.thread_settings(step.threads)) as them:
+        try:
+            them.prepare("llmpy.bench.train:pytorch_step", warm_up=3, step=asdict(step), compiled=rival.compiled)
+        except UserError as error:
+            if not rival.compiled:
+                raise
+            return {"name": rival.name, "error": str(error)}
+        ours, theirs = timing.interleave([us, them], rounds, shown.advance)
+        return timing.comparison(rival.name, ours, theirs) | {"peer_peak_mb": them.peak_mb}
