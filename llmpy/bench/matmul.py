@@ -57,44 +57,34 @@ def products(config: GPT2Config, rows: Sequence[int]) -> list[Product]:
     ]
 
 
-def our_product(product: dict[str, Any], threads: int) -> Callable[[], object]:
+def our_product(product: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
     kernels.start("cpu", threads)
     from llmpy.kernels.cpu.gemm import NN, NT, TN, gemm
 
     x, w, dy = Product(**product).operands()
-    match product["kind"]:
-        case "forward":
-            return lambda: gemm(dy, x, w, NT)
-        case "dx":
-            return lambda: gemm(x, dy, w, NN)
-        case _:
-            return lambda: gemm(w, dy, x, TN)
+    operands = {"forward": (dy, x, w, NT), "dx": (x, dy, w, NN), "dw": (w, dy, x, TN)}[product["kind"]]
+
+    def run() -> np.ndarray:
+        gemm(*operands)
+        return operands[0]
+
+    return run
 
 
-def numpy_product(product: dict[str, Any], threads: int) -> Callable[[], object]:
+def numpy_product(product: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
     """`threads` is set in the environment: NumPy has no call for it."""
     x, w, dy = Product(**product).operands()
-    match product["kind"]:
-        case "forward":
-            return lambda: np.matmul(x, w.T, out=dy)
-        case "dx":
-            return lambda: np.matmul(dy, w, out=x)
-        case _:
-            return lambda: np.matmul(dy.T, x, out=w)
+    a, b, out = {"forward": (x, w.T, dy), "dx": (dy, w, x), "dw": (dy.T, x, w)}[product["kind"]]
+    return lambda: np.matmul(a, b, out=out)
 
 
 def pytorch_product(product: dict[str, Any], threads: int) -> Callable[[], object]:
     import torch
 
     torch.set_num_threads(threads)
-    x, w, dy = (torch.from_numpy(a) for a in Product(**product).operands())
-    match product["kind"]:
-        case "forward":
-            return lambda: torch.mm(x, w.t(), out=dy)
-        case "dx":
-            return lambda: torch.mm(dy, w, out=x)
-        case _:
-            return lambda: torch.mm(dy.t(), x, out=w)
+    x, w, dy = (torch.from_numpy(array) for array in Product(**product).operands())
+    a, b, out = {"forward": (x, w.t(), dy), "dx": (dy, w, x), "dw": (dy.t(), x, w)}[product["kind"]]
+    return lambda: torch.mm(a, b, out=out)
 
 
 def bench(config: GPT2Config, rows: Sequence[int], threads: int, rounds: int, against_torch: bool) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Words to the left, numbers to the right; columns in which nothing stands are left out."""
     kept = [i for i in range(len(headers)) if any(row[i] for row in rows)]
     headers, rows = [headers[i] for i in kept], [[row[i] for i in kept] for row in rows]
-    numbers = [all(row[i][:1].isdigit() or not row[i] for row in rows) for i in range(len(headers))]
+    numbers = [all(not row[i].strip("0123456789.,") for row in rows) for i in range(len(headers))]
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.table import Table

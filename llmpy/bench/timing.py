@@ -19,6 +19,7 @@ from typing import Any
 
 from llmpy.errors import UserError
 
+QUICK = 0.2  # seconds: in a turn, work shorter than this is repeated for so long, with warm caches
 PAUSE = 0.06  # seconds between turns, in which the idle threads of the one before stop spinning
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,7 +46,7 @@ class Worker:
 
     def turn(self) -> float:
         """Seconds that the work took, now."""
-        return float(self._ask({})["seconds"])
+        return float(self._ask({"quick": QUICK})["seconds"])
 
     def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None

@@ -17,8 +17,6 @@ from typing import Any
 from llmpy.errors import UserError
 from llmpy.memory import peak_memory
 
-QUICK = 0.2  # seconds: work shorter than this is repeated for so long, with warm caches
-
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -31,7 +29,7 @@ def main() -> None:
                 work = prepare(command["prepare"], command["arguments"], command["warm_up"])
                 answer: dict[str, Any] = {}
             else:
-                answer = {"seconds": turn(work)}
+                answer = {"seconds": turn(work, command["quick"])}
             answer["peak_mb"] = round(peak_memory() / 1e6, 1)
         except UserError as error:
             answer = {"error": str(error)}
@@ -50,15 +48,15 @@ def prepare(target: str, arguments: dict[str, Any], warm_up: int) -> Callable[[]
     return work
 
 
-def turn(work: Callable[[], object]) -> float:
-    """Seconds that the work takes: once if that is long, else the mean of QUICK's worth after one to warm up."""
+def turn(work: Callable[[], object], quick: float) -> float:
+    """Seconds that the work takes: once, or where that is less than `quick`, the mean of so many seconds' worth."""
     start = time.perf_counter()
     work()
     elapsed = time.perf_counter() - start
-    if elapsed >= QUICK:
+    if elapsed >= quick:
         return elapsed
     count, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < QUICK:
+    while (elapsed := time.perf_counter() - start) < quick:
         work()
         count += 1
     return elapsed / count

@@ -1,0 +1,173 @@
+import json
+
+import numpy as np
+import pytest
+
+from llmpy.bench import matmul, peers, report, timing
+from llmpy.cli import main
+from llmpy.config import GPT2Config
+from llmpy.kernels import cpu
+
+TINY = ["--layers", "1", "--heads", "2", "--channels", "16", "--vocab-size", "61", "--rounds", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    """Short turns; and the threads of this process are afterwards what they were."""
+    monkeypatch.setattr(timing, "PAUSE", 0.0)
+    monkeypatch.setattr(timing, "QUICK", 0.005)
+    yield
+    cpu.set_threads()
+
+
+def bench(capsys, *words):
+    """Runs `llmpy bench`, without any error -> what it prints to stdout."""
+    status = main(["bench", *words])
+    captured = capsys.readouterr()
+    assert status == 0, captured.err
+    return captured.out
+
+
+def test_a_step_of_ours_alone(capsys):
+    result = json.loads(bench(capsys, "train", *TINY, "-b", "2", "-t", "8", "--threads", "1", "--json"))
+    assert result["benchmark"] == "train"
+    assert result["model"]["channels"] == 16
+    assert result["ours_ms"] > 0
+    assert result["tokens_per_s"] == pytest.approx(2 * 8 / result["ours_ms"] * 1e3, rel=1e-3)
+    assert result["peak_mb"] > 10
+    assert result["peer_ms"] is result["ratio"] is result["peer"] is None
+    machine = result["machine"]
+    assert machine["threads"] == 1
+    assert {"cpu", "cores", "isa", "memory_gb", "python", "versions"} <= set(machine)
+    assert machine["versions"]["numba"]
+
+
+def test_a_step_beside_pytorch(capsys):
+    pytest.importorskip("torch")
+    words = ["train", *TINY, "-b", "2", "-t", "8", "-r", "2", "--clip", "1", "--against", "torch", "--json"]
+    result = json.loads(bench(capsys, *words, "--peer-mode", "installed", "--no-compile"))
+    assert result["peer"] == "PyTorch installed, eager"
+    assert result["ratio"] == pytest.approx(result["ours_ms"] / result["peer_ms"], rel=1e-2)
+    assert result["peer_peak_mb"] > result["peak_mb"] / 10
+    assert [peer["name"] for peer in result["peers"]] == [result["peer"]]
+    assert result["machine"]["versions"]["torch"]
+
+
+def test_products(capsys):
+    words = ["matmul", *TINY, "--rows", "5,300", "--json"]
+    result = json.loads(bench(capsys, *words))
+    products = [(p["layer"], p["kind"], p["rows"]) for p in result["products"]]
+    kinds = ("forward", "dx", "dw")
+    layers = ["qkv", "attproj", "fc", "fcproj"]
+    few, many = [*layers, "head"], layers  # logits exist 256 rows at a time
+    assert products == [(layer, kind, n) for n, some in ((5, few), (300, many)) for layer in some for kind in kinds]
+    assert result["peer"] == "the faster of NumPy"
+    ratios = sorted(p["ratio"] for p in result["products"])
+    assert ratios[0] <= result["ratio"] <= ratios[-1] == result["worst_ratio"]
+    assert set(result["products"][0]["gflops"]) == {"llm.py", "NumPy"}
+
+
+def test_products_of_gpt2_124m():
+    found = matmul.products(GPT2Config.from_descriptor("d12"), [256, 4096])
+    assert len(found) == 3 * (5 + 4)
+    assert max(product.flops for product in found) == 2 * 256 * 50257 * 768
+    assert found[0].OC == 3 * 768
+
+
+def test_attention_at_two_lengths(capsys):
+    pytest.importorskip("torch")
+    words = ["attention", *TINY, "-b", "1", "-t", "8,20", "--against", "torch", "--peer-mode", "installed", "--json"]
+    result = json.loads(bench(capsys, *words))
+    assert [one["T"] for one in result["lengths"]] == [8, 20]
+    assert result["ratio"] == max(one["ratio"] for one in result["lengths"])
+
+
+def test_all_contestants_of_a_product_compute_the_same():
+    threads = pytest.importorskip("torch").get_num_threads()
+    for product in matmul.products(GPT2Config(61, 8, 1, 2, 16), [7]):
+        ours, numpy, torch = (
+            np.asarray(target(vars(product), threads)())
+            for target in (matmul.our_product, matmul.numpy_product, matmul.pytorch_product)
+        )
+        np.testing.assert_allclose(ours, numpy, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(torch, numpy, rtol=1e-4, atol=1e-4)
+
+
+def test_tables_in_a_pipe_are_plain(capsys):
+    out = bench(capsys, "attention", *TINY, "-b", "1", "-t", "8")
+    lines = out.splitlines()
+    assert lines[0] == "causal attention of one layer, forward and backward"
+    assert lines[1].split("  ")[0] == "B, T, NH, hs"
+    assert lines[2].startswith("1, 8, 2, 8 ")
+    assert "cores" in lines[-1]
+    assert out.isascii()
+
+
+def test_a_peer_that_could_not_run_is_named(capsys):
+    peer = {"name": "PyTorch tuned, eager", "ours_ms": 1.0, "peer_ms": 2.0, "ratio": 0.5, "peer_peak_mb": 3.0}
+    result = {
+        "benchmark": "train",
+        "model": vars(GPT2Config()),
+        "batch_size": 4,
+        "sequence_length": 64,
+        "recompute": 0,
+        "ours_ms": 1.0,
+        "peak_mb": 2.0,
+        "peer": peer["name"],
+        "ratio": 0.5,
+        "tokens_per_s": 256000.0,
+        "peers": [peer, {"name": "PyTorch tuned, compiled", "error": "no compiler"}],
+        "machine": {
+            "cpu": "x",
+            "cores": 2,
+            "threads": 2,
+            "isa": "avx2",
+            "memory_gb": 1,
+            "system": "Linux",
+            "python": "3",
+        }
+        | {"versions": {}},
+    }
+    report.show(result)
+    captured = capsys.readouterr()
+    assert "PyTorch tuned, compiled was left out: no compiler" in captured.err
+    assert "against PyTorch tuned, eager, the peer that counts: 0.500 of its time" in captured.out
+
+
+def test_without_pytorch_it_is_one_clear_line(capsys, monkeypatch):
+    monkeypatch.setattr(peers, "version_of", lambda package: None)
+    for what in ("train", "matmul", "attention"):
+        assert main(["bench", what, *TINY, "--against", "torch"]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert (
+            captured.err
+            == "llmpy: error: PyTorch is not installed here: leave out --against torch, or pip install torch\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "-t", "8,16"], "a training step has one --sequence-length: give one number"),
+        (["train", "--heads", "5"], "16 channels cannot be shared by 5 heads"),
+        (["train", "--model", "d7"], "no model is named 'd7'"),
+        (["train", "--threads", "4096"], "--threads 4096: this machine offers"),
+        (["train", "-b", "1000000000"], "GB of memory"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(capsys, words, message):
+    assert main(["bench", *TINY, *words]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.splitlines()[-1].startswith("llmpy: error: ")
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "-b", "0"], ["train", "-t", "x"], ["decode"], [], ["train", "--precision", "fp4"]]
+)
+def test_wrong_usage(capsys, words):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", *words])
+    assert stopped.value.code == 2
+    assert "usage: llmpy bench" in capsys.readouterr().err
