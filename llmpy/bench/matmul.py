@@ -16,6 +16,7 @@ import numpy as np
 from llmpy import kernels
 from llmpy.bench import machine, peers, timing
 from llmpy.config import GPT2Config
+from llmpy.memory import MemoryPlan
 from llmpy.models.gpt2 import LOGITS_ROWS
 from llmpy.progress import bar
 
@@ -37,11 +38,14 @@ class Product:
         return 2 * self.rows * self.OC * self.C
 
     def operands(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Random x [rows, C], w [OC, C], dy [rows, OC], float32."""
-        random = np.random.default_rng(0)
-        shapes = ((self.rows, self.C), (self.OC, self.C), (self.rows, self.OC))
-        x, w, dy = (random.standard_normal(shape, dtype=np.float32) for shape in shapes)
-        return x, w, dy
+        """Random x [rows, C], w [OC, C], dy [rows, OC], float32, for every contestant on huge pages as in a model."""
+        plan, random = MemoryPlan(), np.random.default_rng(0)
+        for name, *shape in (("x", self.rows, self.C), ("w", self.OC, self.C), ("dy", self.rows, self.OC)):
+            plan.add("operands", name, *shape)
+        arrays = plan.take()
+        for array in arrays.values():
+            random.standard_normal(dtype=np.float32, out=array)
+        return arrays["x"], arrays["w"], arrays["dy"]
 
 
 def products(config: GPT2Config, rows: Sequence[int]) -> list[Product]:

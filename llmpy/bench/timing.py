@@ -21,6 +21,8 @@ from llmpy.errors import UserError
 
 QUICK = 0.2  # seconds: in a turn, work shorter than this is repeated for so long, with warm caches
 PAUSE = 0.06  # seconds between turns, in which the idle threads of the one before stop spinning
+# As it was before our kernels set what suits them (how long OpenMP spins): a peer must be as its own makers left it.
+ENVIRONMENT = dict(os.environ)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -30,14 +32,14 @@ class Worker:
     def __init__(self, name: str, environment: dict[str, str] | None = None) -> None:
         self.name, self.peak_mb = name, 0.0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
-        search = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        search = os.pathsep.join(filter(None, [str(ROOT), ENVIRONMENT.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "llmpy.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=os.environ | {"PYTHONPATH": search} | (environment or {}),
+            env=ENVIRONMENT | {"PYTHONPATH": search} | (environment or {}),
         )
 
     def prepare(self, target: str, warm_up: int = 2, **arguments: Any) -> None:

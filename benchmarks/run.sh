@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# All figures of the README and docs/LOG.md, as JSON files in the folder given (default: benchmarks/results). Let nothing else run meanwhile.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+out=${1:-benchmarks/results}
+python=${PYTHON:-python3}
+mkdir -p "$out"
+
+bench() {
+    local name=$1
+    shift
+    printf '\n== %s: llmpy bench %s\n' "$name" "$*"
+    "$python" -m llmpy bench "$@" --against torch --json >"$out/$name.json"
+    "$python" - "$out/$name.json" <<'PYTHON'
+import json, sys
+from llmpy.bench import report
+report.show(json.load(open(sys.argv[1])))
+PYTHON
+}
+
+bench train-64 train --model d12 -b 4 -t 64 --peer-mode all --rounds 9
+bench train-1024 train --model d12 -b 4 -t 1024 --peer-mode all --rounds 3
+bench train-1024-recompute-2 train --model d12 -b 4 -t 1024 -r 2 --rounds 3
+bench matmul matmul
+bench attention attention
