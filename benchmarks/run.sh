@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# All figures of the README and docs/LOG.md, as JSON files in the folder given (default: benchmarks/results). Let nothing else run meanwhile.
+# All figures of the README and docs/LOG.md, as JSON files in the folder given (default: runs/benchmarks). Let nothing else run meanwhile.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-out=${1:-benchmarks/results}
+out=${1:-runs/benchmarks}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 

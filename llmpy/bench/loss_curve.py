@@ -1,6 +1,6 @@
 """The same model trained by us and by PyTorch: same initial values, batches and schedule. Do the losses agree?
 
-They cannot agree for ever. Rounding differs, and training makes a difference grow, until the runs are as far apart as two
+They cannot agree for ever. Rounding differs, and training makes a difference grow, until they are as far apart as two
 runs of PyTorch whose initial values differ in the last digit. That distance is the noise to compare with.
 """
 
