@@ -32,8 +32,9 @@ def running():
     processes = {name: start_tests(name) for name in NAMES if name in isa.available() and name != isa.choose().name}
     yield processes
     for process in processes.values():
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -102,8 +102,11 @@ def compile_all(report: Callable[[int, int, str], None] | None = None) -> None:
 
 
 def _compile(dispatcher: Any, signature: tuple[Any, ...]) -> None:
+    """For its own signature and no other: arguments are converted (a float64 to float32, a contiguous array to one with
+    strides) where Numba would otherwise compile the kernel a second time for them, in the middle of the first step."""
     if not dispatcher.signatures:
         dispatcher.compile(signature)
+        dispatcher.disable_compile()
 
 
 def _title(dispatcher: Any) -> str:

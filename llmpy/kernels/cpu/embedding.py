@@ -16,7 +16,7 @@ def embedding_forward(x, tokens, wte, wpe, start=0):
     _embedding_forward(x, tokens, wte, wpe, start)
 
 
-@kernel(cube, i32[:, ::1], matrix, matrix, i64)
+@kernel(cube, i32[:, :], matrix, matrix, i64)  # tokens may be a part of a longer array
 def _embedding_forward(x, tokens, wte, wpe, start):
     B, T, C = x.shape
     for row in prange(B * T):
@@ -26,7 +26,7 @@ def _embedding_forward(x, tokens, wte, wpe, start):
             x[b, t, c] = wte[token, c] + wpe[start + t, c]
 
 
-@kernel(matrix, matrix, cube, i32[:, ::1])
+@kernel(matrix, matrix, cube, i32[:, :])
 def embedding_backward(dwte, dwpe, dx, tokens):
     """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C] are added to, in the order of the rows."""
     B, T, C = dx.shape
