@@ -24,7 +24,7 @@ COMMANDS = {
 EXAMPLES = """examples:
   llmpy train                               train a small model for a minute, on text that is always there
   llmpy train my-book.txt                   the same on your own text
-  llmpy run runs/python-docs "The for loop"     let it write
+  llmpy run runs/default "The for loop"     let it write
   llmpy COMMAND --help                      all flags of a command, with examples
 """
 
