@@ -24,19 +24,11 @@ from llmpy.models.gpt2 import GPT2, plan_activations, plan_parameters
 from llmpy.run_config import TrainConfig
 from llmpy.tokenizers import Tokenizer
 
-DEFAULT_LAYERS, DEFAULT_CHANNELS = 6, 256
-HEAD_SIZES = (
-    64,
-    32,
-    48,
-    40,
-    16,
-    8,
-    4,
-    2,
-    1,
-)  # for a width that comes without a number of heads: the first that divides
-LR_TIMES_CHANNELS = 0.46  # 6e-4 at 768 channels, as GPT-2 124M is trained in llm.c
+DEFAULT_LAYERS, DEFAULT_CHANNELS = 3, 128
+# For a width that comes without a number of heads: the first that divides.
+HEAD_SIZES = (64, 32, 48, 40, 16, 8, 4, 2, 1)
+# Narrower models take larger steps: 6e-4 at 768 channels, as llm.c trains GPT-2 124M, and 2.5e-3 at 128.
+LR, LR_CHANNELS, LR_POWER = 6e-4, 768, 0.8
 
 
 @dataclass
@@ -107,12 +99,17 @@ def _filled_in(config: TrainConfig, shape: GPT2Config, train: DataLoader, data: 
         config,
         steps=steps,
         tokenizer=data.tokenizer_spec,
-        lr=config.lr if config.lr is not None else float(f"{LR_TIMES_CHANNELS / shape.channels:.2g}"),
+        lr=config.lr if config.lr is not None else default_learning_rate(shape.channels),
         warmup=config.warmup if config.warmup is not None else max(steps // 20, 1),
     )
 
 
 # ---- names and places ----------------------------------------------------------------------------------------------
+
+
+def default_learning_rate(channels: int) -> float:
+    """The highest learning rate for a width, where none is given, to two digits."""
+    return float(f"{LR * (LR_CHANNELS / channels) ** LR_POWER:.2g}")
 
 
 def is_descriptor(model: str) -> bool:

@@ -67,7 +67,7 @@ class TrainConfig:
         "data",
         None,
         "bytes, gpt2, bpe:N (N tokens, trained on the text) or a tokenizer's file (default: that of the model or the "
-        "shards, else bpe:1024)",
+        "shards, else bpe:3072)",
         metavar="KIND",
     )
 
@@ -83,14 +83,14 @@ class TrainConfig:
     heads: int | None = _setting("model", None, "attention heads of a block", low=1)
     channels: int | None = _setting("model", None, "width of the residual stream", low=1)
 
-    batch_size: int = _setting("batch", 16, "sequences computed at a time", "-b", low=1)
-    sequence_length: int = _setting("batch", 256, "tokens of a sequence", "-t", low=1)
+    batch_size: int = _setting("batch", 8, "sequences computed at a time", "-b", low=1)
+    sequence_length: int = _setting("batch", 128, "tokens of a sequence", "-t", low=1)
     total_batch_tokens: int = _setting(
         "batch", -1, "tokens to a step, made of as many batches as it takes; -1: one batch", "-d", low=1, also=-1
     )
 
-    steps: int = _setting("optimizer", 300, "steps to train; -1: once through the data", "-x", low=1, also=-1)
-    lr: float | None = _setting("optimizer", None, "highest learning rate (default: 0.46 / channels)", "-l", low=0)
+    steps: int = _setting("optimizer", 1100, "steps to train; -1: once through the data", "-x", low=1, also=-1)
+    lr: float | None = _setting("optimizer", None, "highest learning rate (default: by the width)", "-l", low=0)
     schedule: str = _setting(
         "optimizer", "cosine", "how the learning rate goes down after warm-up", "-k", choices=SCHEDULES
     )
@@ -111,7 +111,7 @@ class TrainConfig:
     overfit: bool = _setting("optimizer", False, "train on the first batch again and again, to see it learned", "-a")
     seed: int = _setting("optimizer", 42, "of the initial values and the order of the data", low=0, high=2**32 - 1)
 
-    eval_every: int = _setting("evaluation", 50, "validate every N steps and at the end; 0: never", "-v", low=0)
+    eval_every: int = _setting("evaluation", 100, "validate every N steps and at the end; 0: never", "-v", low=0)
     eval_batches: int = _setting("evaluation", 20, "batches to validate on, at most; -1: all", "-m", low=1, also=-1)
     sample_every: int | None = _setting(
         "evaluation",

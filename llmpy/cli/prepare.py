@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tokenizer",
-        default="bpe:1024",
+        default="bpe:3072",
         metavar="KIND",
-        help="bytes, gpt2, bpe:N (N tokens, trained on the text) or a tokenizer's file (default: bpe:1024)",
+        help="bytes, gpt2, bpe:N (N tokens, trained on the text) or a tokenizer's file (default: bpe:3072)",
     )
     parser.add_argument("--out", metavar="DIR", help="folder for the result (default: one in the cache)")
     parser.add_argument(

@@ -29,7 +29,7 @@ from llmpy.files import cache_dir, cannot_write, make_dir, sha256_of, sync_dir, 
 from llmpy.tokenizers import Tokenizer, bpe_size
 
 DEFAULT_SOURCE = "python-docs"
-DEFAULT_TOKENIZER = "bpe:1024"
+DEFAULT_TOKENIZER = "bpe:3072"
 MANIFEST = "manifest.json"
 MIN_CHARACTERS = 256
 MIN_TOKENS = 2  # of each split: an input and a target

@@ -6,7 +6,7 @@ import pytest
 from llvmlite import binding, ir
 
 from llmpy.kernels.cpu.isa import INSTRUCTION_SETS
-from llmpy.kernels.cpu.microkernel import I1, I64, emit_tile
+from llmpy.kernels.cpu.microkernel import I64, emit_tile
 
 TARGETS = {
     "avx512": ("x86_64-linux-gnu", "skylake-avx512", r"vfmadd\d+ps.*%zmm", r"%zmm\d+, -?\d*\(%rsp\)"),
@@ -22,7 +22,7 @@ def test_a_tile_keeps_its_sums_in_registers(name):
     shape = INSTRUCTION_SETS[name].tile
     module = ir.Module()
     module.triple = triple
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 5 + [I1]), "tile")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 6), "tile")
     build = ir.IRBuilder(function.append_basic_block())
     emit_tile(shape, build, function.args)
     build.ret_void()

@@ -15,7 +15,7 @@ from numba import get_num_threads, prange
 from llmpy.kernels.cpu.compile import cube, helper, i32, i64, kernel, matrix, strided4
 from llmpy.kernels.cpu.gemm import MR, NR, pack_a, pack_b, tile
 from llmpy.kernels.cpu.isa import ISA
-from llmpy.kernels.cpu.microkernel import fetch_add, make_transpose
+from llmpy.kernels.cpu.microkernel import ADD, STORE, fetch_add, make_transpose
 from llmpy.kernels.cpu.vector_math import exp
 from llmpy.kernels.cpu.workspace import scratch
 
@@ -151,7 +151,7 @@ def _forward_tasks(y, lse, q, k, v, space, counter, parts):
             for key in range(0, t0 + NR, KEYS):
                 keys = min(KEYS, t0 + NR - key)
                 for i in range(0, keys, MR):
-                    tile(hs, k_panels + (key + i) * hs * 4, q_panel, scores.ctypes.data + i * NR * 4, NR, False)
+                    tile(hs, k_panels + (key + i) * hs * 4, q_panel, scores.ctypes.data + i * NR * 4, NR, STORE)
                 _softmax_block(scores, keys, key, t0, top, total, output, rows, scale)
                 for i in range(0, rows, MR):
                     tile(
@@ -251,14 +251,14 @@ def _backward_tasks(dq, dk, dv, dy, q, k, v, y, lse, space, counter):
             for key in range(0, panels * NR, NR):
                 for query in range(key, panels * NR, NR):
                     for i in range(0, NR, MR):
-                        tile(hs, q_rows + (query + i) * hs * 4, k_rows + key * hs * 4, p_at + i * NR * 4, NR, False)
-                        tile(hs, dy_rows + (query + i) * hs * 4, v_rows + key * hs * 4, dp_at + i * NR * 4, NR, False)
+                        tile(hs, q_rows + (query + i) * hs * 4, k_rows + key * hs * 4, p_at + i * NR * 4, NR, STORE)
+                        tile(hs, dy_rows + (query + i) * hs * 4, v_rows + key * hs * 4, dp_at + i * NR * 4, NR, STORE)
                     _score_gradients(p, dp, dp_t, row_lse, mean, query, key, scale)
                     for i in range(0, rows, MR):
                         at_key, at_query = (key * rows + i * NR) * 4, (query * rows + i * NR) * 4
-                        tile(NR, dy_columns + at_query, p_at, dv_t.ctypes.data + at_key, NR, True)
-                        tile(NR, q_columns + at_query, dp_at, dk_t.ctypes.data + at_key, NR, True)
-                        tile(NR, k_columns + at_key, dp_t_at, dq_t.ctypes.data + at_query, NR, True)
+                        tile(NR, dy_columns + at_query, p_at, dv_t.ctypes.data + at_key, NR, ADD)
+                        tile(NR, q_columns + at_query, dp_at, dk_t.ctypes.data + at_key, NR, ADD)
+                        tile(NR, k_columns + at_key, dp_t_at, dq_t.ctypes.data + at_query, NR, ADD)
             _unpack(dq, b, h, dq_t, rows)
         _unpack(dk, b, h_kv, dk_t, rows)
         _unpack(dv, b, h_kv, dv_t, rows)

@@ -19,7 +19,7 @@ from numba import get_num_threads, prange
 
 from llmpy.kernels.cpu.compile import boolean, helper, i64, kernel, matrix, vector
 from llmpy.kernels.cpu.isa import ISA
-from llmpy.kernels.cpu.microkernel import fetch_add, make_tile
+from llmpy.kernels.cpu.microkernel import ADD, STORE, STREAM, fetch_add, make_tile
 from llmpy.kernels.cpu.packing import make_packer
 from llmpy.kernels.cpu.vector_math import gelu, gelu_derivative
 from llmpy.kernels.cpu.workspace import scratch
@@ -39,7 +39,7 @@ pack_a, pack_b = make_packer(MR, ISA.tile.width), make_packer(NR, ISA.tile.width
 Operand = namedtuple("Operand", "address stride along")
 """An operand where it lies: rows `stride` floats apart; `along`: the depth runs along memory, not across it."""
 
-Task = namedtuple("Task", "share_a k0 k1 depth block parts accumulate epilogue")
+Task = namedtuple("Task", "share_a k0 k1 depth block parts accumulate stream epilogue")
 """What all threads know: which operand is shared, the slice of the depth, passes and blocks, and how it ends."""
 
 
@@ -79,19 +79,19 @@ def _finish(c, i0, i1, j0, j1, epilogue, bias, extra):
 
 
 @helper
-def _multiply(c, p, q, panel_a, panel_b, depth, add, edge, last, epilogue, bias, extra):
+def _multiply(c, p, q, panel_a, panel_b, depth, ending, edge, last, epilogue, bias, extra):
     """Tile (p, q) of C from its two panels; `edge` [MR * NR] takes a tile that reaches over C's border."""
     M, N = c.shape
     i0, j0 = p * MR, q * NR
     i1, j1 = min(M, i0 + MR), min(N, j0 + NR)
     if i1 - i0 == MR and j1 - j0 == NR:
-        tile(depth, panel_a, panel_b, c.ctypes.data + (i0 * N + j0) * 4, N, add)
+        tile(depth, panel_a, panel_b, c.ctypes.data + (i0 * N + j0) * 4, N, ending)
     else:
-        tile(depth, panel_a, panel_b, edge.ctypes.data, NR, False)
+        tile(depth, panel_a, panel_b, edge.ctypes.data, NR, STORE)
         for i in range(i0, i1):
             for j in range(j0, j1):
                 value = edge[(i - i0) * NR + j - j0]
-                c[i, j] = c[i, j] + value if add else value
+                c[i, j] = c[i, j] + value if ending == ADD else value
     if last and epilogue != NOTHING:
         _finish(c, i0, i1, j0, j1, epilogue, bias, extra)
 
@@ -116,14 +116,15 @@ def _run_tasks(c, a, b, K, task, bias, extra, shared, private, counter):
             for p in range(first, end):
                 panel = base + (p - first) * depth * private_rows * 4
                 _pack(not task.share_a, panel, a, b, p, M, N, k, depth)
-            add, last = task.accumulate or k > 0, k + depth == K
+            last = k + depth == K
+            ending = ADD if task.accumulate or k > 0 else STREAM if task.stream and last else STORE
             for s in range(shared_panels * part // task.parts, shared_panels * (part + 1) // task.parts):
                 shared_panel = shared + ((k - task.k0) * shared_panels + s * depth) * shared_rows * 4
                 for p in range(first, end):
                     panel = base + (p - first) * depth * private_rows * 4
                     i, j = (s, p) if task.share_a else (p, s)
                     panel_a, panel_b = (shared_panel, panel) if task.share_a else (panel, shared_panel)
-                    _multiply(c, i, j, panel_a, panel_b, depth, add, edge, last, task.epilogue, bias, extra)
+                    _multiply(c, i, j, panel_a, panel_b, depth, ending, edge, last, task.epilogue, bias, extra)
 
 
 @kernel(matrix, matrix, matrix, i64, boolean, i64, vector, matrix, i64, i64, i64, i64, vector, matrix, i64[::1])
@@ -143,7 +144,9 @@ def _gemm(c, x, w, layout, accumulate, epilogue, bias, extra, depth, slice_depth
             pass_depth = min(depth, k1 - k)
             panel = shared.ctypes.data + ((k - k0) * shared_panels + s * pass_depth) * shared_rows * 4
             _pack(share_a, panel, a, b, s, M, N, k, pass_depth)
-        task = Task(share_a, k0, k1, depth, block, parts, accumulate, epilogue)
+        # Gradients of weights are next read by the optimizer, when no cache has them any more.
+        stream = layout == TN and epilogue == NOTHING and c.ctypes.data % 64 == 0 and N % 16 == 0
+        task = Task(share_a, k0, k1, depth, block, parts, accumulate, stream, epilogue)
         count[0] = 0
         for thread in prange(private.shape[0]):
             _run_tasks(c, a, b, K, task, bias, extra, shared.ctypes.data, private[thread], count.ctypes.data)

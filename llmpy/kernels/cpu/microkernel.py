@@ -14,20 +14,23 @@ from numba.extending import intrinsic
 
 from llmpy.kernels.cpu.isa import TileShape
 
-F32, I1, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(32), ir.IntType(64)
+F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+# How a tile ends: it is written to C; added to C; or written past the caches, for what is not read again soon, which
+# spares memory the read of what is overwritten: C and its rows must begin at whole vectors.
+STORE, ADD, STREAM = 0, 1, 2
 
 
 def make_tile(shape: TileShape) -> Any:
-    """The micro-kernel of a tile shape: tile(depth, a, b, c, ldc, accumulate), depth >= 1.
+    """The micro-kernel of a tile shape: tile(depth, a, b, c, ldc, ending), depth >= 1.
 
-    a [depth, rows], b [depth, columns], c [rows, columns] with rows `ldc` apart.
+    a [depth, rows], b [depth, columns], c [rows, columns] with rows `ldc` apart. Endings: see STORE, ADD and STREAM.
     """
 
     @intrinsic
-    def tile(typingctx, depth, a, b, c, ldc, accumulate):
-        signature = types.void(types.int64, types.uintp, types.uintp, types.uintp, types.int64, types.boolean)
+    def tile(typingctx, depth, a, b, c, ldc, ending):
+        signature = types.void(types.int64, types.uintp, types.uintp, types.uintp, types.int64, types.int64)
         name = f"llmpy_tile_{shape.rows}x{shape.vectors}x{shape.width}"
-        return signature, _call(name, [I64, I64, I64, I64, I64, I1], lambda build, args: emit_tile(shape, build, args))
+        return signature, _call(name, [I64] * 6, lambda build, args: emit_tile(shape, build, args))
 
     return tile
 
@@ -35,13 +38,13 @@ def make_tile(shape: TileShape) -> Any:
 def emit_tile(shape: TileShape, build: ir.IRBuilder, args: Any) -> None:
     """The body of a tile: a loop over the depth with every cell of C in a register, then one store or addition to
     memory."""
-    depth, a, b, c, ldc, accumulate = args
+    depth, a, b, c, ldc, ending = args
     VEC = ir.VectorType(F32, shape.width)
     cells = [(i, j) for i in range(shape.rows) for j in range(shape.vectors)]
     # fmuladd: one instruction where the processor has it, two where it has not.
     fma = _declare(build, f"llvm.fmuladd.v{shape.width}f32", ir.FunctionType(VEC, [VEC] * 3))
     entry = build.block
-    loop, store, add, end = (build.append_basic_block(name) for name in ("depth", "store", "add", "end"))
+    loop, store, add, stream, end = (build.append_basic_block(n) for n in ("depth", "store", "add", "stream", "end"))
     build.branch(loop)
 
     build.position_at_end(loop)
@@ -65,14 +68,19 @@ def emit_tile(shape: TileShape, build: ir.IRBuilder, args: Any) -> None:
     build.cbranch(build.icmp_signed("<", k_next, depth), loop, done)
 
     build.position_at_end(done)
-    build.cbranch(accumulate, add, store)
-    for block in (store, add):
+    choice = build.switch(ending, store)
+    choice.add_case(I64(ADD), add)
+    choice.add_case(I64(STREAM), stream)
+    for block in (store, add, stream):
         build.position_at_end(block)
         for i, j in cells:
             row, value = build.add(c, build.mul(ldc, I64(i * 4))), grown[i, j]
             if block is add:
                 value = build.fadd(value, _load(build, row, j * shape.width, VEC))
-            _store(build, row, j * shape.width, value)
+            stored = _store(build, row, j * shape.width, value)
+            if block is stream:
+                stored.align = shape.width * 4
+                stored.set_metadata("nontemporal", build.module.add_metadata([I32(1)]))
         build.branch(end)
     build.position_at_end(end)
 
@@ -209,7 +217,7 @@ def _load(build, address, offset, kind):
 
 
 def _store(build, address, offset, value):
-    build.store(value, _pointer(build, address, offset, value.type), align=4)
+    return build.store(value, _pointer(build, address, offset, value.type), align=4)
 
 
 def _lanes(indices):
