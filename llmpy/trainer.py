@@ -28,7 +28,7 @@ from llmpy.optimizer import AdamW, clip_scale, learning_rate
 from llmpy.progress import amount
 from llmpy.run_config import TrainConfig, as_settings, flag, from_settings, merged, read_toml, to_toml
 
-SAMPLE_TEMPERATURE = 0.6
+SAMPLE_TEMPERATURE = 0.75
 # What a run that goes on must share with the one that stopped: another value would be another run.
 FIXED = ("data", "tokenizer", "model", "layers", "heads", "channels", "batch_size", "sequence_length",
          "total_batch_tokens", "overfit", "seed", "precision")  # fmt: skip
