@@ -91,8 +91,8 @@ def test_the_learning_rate_follows_the_schedule(data, out):
 def test_what_is_left_open_is_chosen_and_written_down(data, out):
     config = trained(tiny(data, lr=None, heads=None, channels=128, steps=-1), out).config
     assert (config.heads, config.steps, config.warmup) == (2, (899 // 24) + (699 // 24), 3)
-    assert config.lr == 0.0036
-    assert "lr = 0.0036" in (out / "config.toml").read_text()
+    assert config.lr == 0.0025
+    assert "lr = 0.0025" in (out / "config.toml").read_text()
 
 
 def test_the_config_of_a_run_repeats_it(data, tmp_path):
