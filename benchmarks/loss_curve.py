@@ -62,7 +62,7 @@ def main() -> None:
         f"largest difference of the smoothed curves: llm.py to PyTorch {difference:.5f}, PyTorch to itself {noise:.5f}"
     )
     result = {
-        "text": args.text,
+        "text": Path(args.text).name,
         "tokenizer": args.tokenizer,
         "model": vars(config),
         "window": window,
