@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from numba import prange
 
-from llmpy.kernels.cpu.compile import cube, i32, i64, kernel, matrix
+from llmpy.kernels.cpu.compile import acts3, i32, i64, kernel, matrix
+from llmpy.kernels.cpu.scalars import narrow_like, widen
 
-COLUMNS = (
-    64  # to a task of the backward pass: each owns some columns of all rows, so that no two threads add to one number
-)
+COLUMNS = 64  # to a task of the backward pass, which owns them in all rows: no two threads add to one number
 
 
 def embedding_forward(x, tokens, wte, wpe, start=0):
@@ -16,17 +15,17 @@ def embedding_forward(x, tokens, wte, wpe, start=0):
     _embedding_forward(x, tokens, wte, wpe, start)
 
 
-@kernel(cube, i32[:, :], matrix, matrix, i64)  # tokens may be a part of a longer array
+@kernel(acts3, i32[:, :], matrix, matrix, i64)  # tokens may be a part of a longer array
 def _embedding_forward(x, tokens, wte, wpe, start):
     B, T, C = x.shape
     for row in prange(B * T):
         b, t = row // T, row % T
         token = tokens[b, t]
         for c in range(C):
-            x[b, t, c] = wte[token, c] + wpe[start + t, c]
+            x[b, t, c] = narrow_like(x, wte[token, c] + wpe[start + t, c])
 
 
-@kernel(matrix, matrix, cube, i32[:, :])
+@kernel(matrix, matrix, acts3, i32[:, :])
 def embedding_backward(dwte, dwpe, dx, tokens):
     """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C] are added to, in the order of the rows."""
     B, T, C = dx.shape
@@ -37,5 +36,5 @@ def embedding_backward(dwte, dwpe, dx, tokens):
                 gradient = dx[b, t, start:end]
                 by_token, by_position = dwte[tokens[b, t], start:end], dwpe[t, start:end]
                 for c in range(gradient.size):
-                    by_token[c] += gradient[c]
-                    by_position[c] += gradient[c]
+                    by_token[c] += widen(gradient[c])
+                    by_position[c] += widen(gradient[c])
