@@ -55,25 +55,29 @@ def ask(precision: str, threads: int) -> Ceilings:
 def measuring(precision: str, threads: int, seconds: float) -> Callable[[], dict[str, float]]:
     """For a worker: the work, which returns the fields of Ceilings; `seconds` for each."""
     kernels.start("cpu", threads, **precisions.keyword(precision))
-    return lambda: asdict(Ceilings(PRODUCTS[precision](threads, seconds), memory_bandwidth(seconds)))
+    return lambda: asdict(Ceilings(product_flops(precision, threads, seconds), memory_bandwidth(seconds)))
 
 
-def tile_flops(threads: int, seconds: float) -> float:
-    """Operations a second of the float32 micro-kernel, with a pair of panels in the caches of every core."""
+def product_flops(precision: str, threads: int, seconds: float) -> float:
+    """Operations a second of what makes our products in this precision."""
+    if not ISA.own_gemm:
+        return library_flops(seconds)
+    return tile_flops(TILES[precision], threads, seconds)
+
+
+def tile_flops(tiles: Callable[..., None], threads: int, seconds: float) -> float:
+    """Operations a second of a micro-kernel, with a pair of panels in the caches of every core."""
     plan = MemoryPlan()
     plan.add("panels", "panels", threads, DEPTH * (MR + NR) + MR * NR)
-    panels, tiles = plan.take()["panels"], 2000  # a few ms
+    panels, count = plan.take()["panels"], 2000  # a few ms
     panels[...] = 1
-    return threads * tiles * 2 * DEPTH * MR * NR / fastest(lambda: _tiles(panels, tiles), seconds)
+    return threads * count * 2 * DEPTH * MR * NR / fastest(lambda: tiles(panels, count), seconds)
 
 
-def library_flops(threads: int, seconds: float) -> float:
+def library_flops(seconds: float) -> float:
     """Operations a second of NumPy's library, where it makes our products (it has threads of its own)."""
     a, b, c = (np.ones((SQUARE, SQUARE), np.float32) for _ in range(3))
     return 2 * SQUARE**3 / fastest(lambda: np.matmul(a, b, out=c), seconds)
-
-
-PRODUCTS: dict[str, Callable[[int, float], float]] = {"float32": tile_flops if ISA.own_gemm else library_flops}
 
 
 def memory_bandwidth(seconds: float) -> float:
@@ -103,13 +107,16 @@ def fastest(work: Callable[[], Any], seconds: float) -> float:
 
 
 @kernel(matrix, i64)
-def _tiles(panels, count):  # type: ignore[no-untyped-def]
+def _tiles_float32(panels, count):  # type: ignore[no-untyped-def]
     """panels [threads, DEPTH * (MR + NR) + MR * NR]: of each thread an A panel, a B panel and the tile of C."""
     for thread in prange(panels.shape[0]):
         a = panels[thread].ctypes.data
         b, c = a + DEPTH * MR * 4, a + DEPTH * (MR + NR) * 4
         for _ in range(count):
             tile(DEPTH, a, b, c, NR, STORE)
+
+
+TILES: dict[str, Callable[..., None]] = {"float32": _tiles_float32}
 
 
 @kernel(vector, vector, f32)

@@ -45,7 +45,10 @@ def _train(result: dict[str, Any]) -> None:
 
 def _profile(profile: dict[str, Any]) -> None:
     ceilings = profile["ceilings"]
-    print(f"\nwhere a step of {profile['step_ms']:,.1f} ms goes; this machine's ceilings: {_ceilings(ceilings)}")
+    print(
+        f"\nwhere a step of {profile['step_ms']:,.1f} ms goes; this machine's ceilings: products"
+        f" {ceilings['gflops']:,.0f} GFLOP/s, memory {ceilings['gb_per_s']:,.1f} GB/s"
+    )
     rows = []
     for one in profile["operations"]:
         row = [one["operation"], f"{one['calls']}", f"{one['ms']:,.2f}", f"{100 * one['share']:.1f}"]
@@ -57,14 +60,10 @@ def _profile(profile: dict[str, Any]) -> None:
     table(["operation", "calls", "ms", "% of the step", "GFLOP/s", "GB/s", "% of the ceiling"], rows)
 
 
-def _ceilings(ceilings: dict[str, float]) -> str:
-    return f"products {ceilings['gflops']:,.0f} GFLOP/s, memory {ceilings['gb_per_s']:,.1f} GB/s"
-
-
 def _matmul(result: dict[str, Any]) -> None:
     names = list(result["products"][0]["gflops"])
-    print(f"products of a training step, {result['precision']}, GFLOP/s; the ratio is our time to {result['peer']}'s")
-    print(f"the share is ours of what the machine can do at most: {_ceilings(result['ceilings'])}")
+    print(f"products of a training step, {result['precision']}, GFLOP/s; ratio: our time to that of {result['peer']};")
+    print(f"share: ours of this machine's ceiling, {result['ceilings']['gflops']:,.0f} GFLOP/s")
     rows = []
     for p in result["products"]:
         speeds = [f"{speed:.0f}" for speed in p["gflops"].values()]

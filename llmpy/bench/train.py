@@ -93,7 +93,7 @@ def pytorch_step(step: dict[str, Any], compiled: bool) -> Callable[[], object]:
         if work.clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), work.clip)
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     return run
 

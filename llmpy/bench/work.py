@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 
@@ -59,9 +60,9 @@ def work_of(operation: str, arguments: Mapping[str, Any]) -> Work:
             return Work(operation, 0, _bytes(*a.values()))
 
 
-def _bytes(*arrays: Any) -> int:
-    """Of those among the arguments that are arrays."""
-    return sum(getattr(array, "nbytes", 0) for array in arrays)
+def _bytes(*arguments: Any) -> int:
+    """Of those among the arguments that are arrays; what has a shape and no bytes is a weight packed in bfloat16."""
+    return sum(getattr(array, "nbytes", 2 * prod(array.shape)) for array in arguments if hasattr(array, "shape"))
 
 
 def _added(arguments: Mapping[str, Any]) -> int:

@@ -22,6 +22,7 @@ ratio is our time to the peer's: below 1 we are faster. The table goes to stdout
 micro-kernel with its operands in the caches, bytes to and from memory beyond them. An operation cannot take less time
 than its products at the one speed or its bytes at the other, whichever is longer; "% of the ceiling" is that least
 time as a part of what it took: 100 cannot be improved, and more than 100 means that its arrays were in the caches.
+"share" in the table of matmul is our speed as a part of the same ceiling of products.
 """
 
 
