@@ -60,7 +60,7 @@ def measuring(precision: str, threads: int, seconds: float) -> Callable[[], dict
 
 def product_flops(precision: str, threads: int, seconds: float) -> float:
     """Operations a second of what makes our products in this precision."""
-    if not ISA.own_gemm:
+    if precision == "float32" and not ISA.own_gemm:
         return library_flops(seconds)
     return tile_flops(TILES[precision], threads, seconds)
 

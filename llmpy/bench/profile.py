@@ -14,6 +14,7 @@ from typing import Any
 from llmpy.bench import ceilings, timing
 from llmpy.bench.train import Step, our_step
 from llmpy.bench.work import work_of
+from llmpy.kernels import reference
 from llmpy.progress import bar
 
 REST = "everything else (Python)"
@@ -39,17 +40,17 @@ class ProfiledKernels(ModuleType):
     def __init__(self, kernels: ModuleType) -> None:
         super().__init__(kernels.__name__)
         self._kernels = kernels
-        self.calls: list[tuple[str, Callable[..., Any], tuple[Any, ...], dict[str, Any], float]] = []
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any], float]] = []
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self._kernels, name)
-        if not inspect.isfunction(inspect.unwrap(function)):
+        if not callable(function) or inspect.isclass(function):
             return function
 
         def call(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             returned = function(*args, **kwargs)
-            self.calls.append((name, function, args, kwargs, time.perf_counter() - start))
+            self.calls.append((name, args, kwargs, time.perf_counter() - start))
             return returned
 
         setattr(self, name, call)  # from now on found without coming here
@@ -58,7 +59,9 @@ class ProfiledKernels(ModuleType):
     def lines(self) -> list[Line]:
         """What the calls add up to, counted here, outside of what is timed."""
         lines: dict[str, Line] = {}
-        for name, function, args, kwargs, seconds in self.calls:
+        for name, args, kwargs, seconds in self.calls:
+            # The reference has the arguments' names where a compiled function may not tell them.
+            function = getattr(reference, name, None) or getattr(self._kernels, name)
             bound = inspect.signature(function).bind(*args, **kwargs)
             bound.apply_defaults()
             work = work_of(name, bound.arguments)
