@@ -74,7 +74,8 @@ def main() -> None:
     peers.require_torch()
     precision = precisions.resolve(args.precision)
     steps = args.steps or STEPS[precision]
-    kernels.start("cpu", **precisions.keyword(precision))
+    for each in {"float32", precision}:  # in bfloat16 both are trained
+        kernels.start("cpu", **precisions.keyword(each))
     text = "".join(piece.text for piece in open_corpus(args.text).pieces())
     tokenizer = Tokenizer.from_spec(args.tokenizer, [text])
     config = GPT2Config(tokenizer.vocab_size, args.sequence_length, args.layers, args.heads, args.channels)

@@ -60,15 +60,21 @@ class ProfiledKernels(ModuleType):
         """What the calls add up to, counted here, outside of what is timed."""
         lines: dict[str, Line] = {}
         for name, args, kwargs, seconds in self.calls:
-            # The reference has the arguments' names where a compiled function may not tell them.
-            function = getattr(reference, name, None) or getattr(self._kernels, name)
-            bound = inspect.signature(function).bind(*args, **kwargs)
+            bound = _signature(name, getattr(self._kernels, name)).bind(*args, **kwargs)
             bound.apply_defaults()
             work = work_of(name, bound.arguments)
             line = lines.setdefault(work.label, Line(work.label))
             line.calls, line.seconds = line.calls + 1, line.seconds + seconds
             line.flops, line.bytes = line.flops + work.flops, line.bytes + work.bytes
         return list(lines.values())
+
+
+def _signature(operation: str, function: Callable[..., Any]) -> inspect.Signature:
+    """Of an operation: the function's own, or where that takes anything at all and hands it on, the reference's."""
+    own = inspect.signature(function)
+    if all(parameter.kind is not parameter.VAR_POSITIONAL for parameter in own.parameters.values()):
+        return own
+    return inspect.signature(getattr(reference, operation, function))
 
 
 def our_profiled_steps(step: dict[str, Any]) -> Callable[[], list[dict[str, Any]]]:

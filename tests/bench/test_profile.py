@@ -1,5 +1,7 @@
 """The profile of a step: what is recorded, how it is told, and the ceilings that it is compared with."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -32,6 +34,24 @@ def test_calls_are_passed_on_and_recorded(backend):
     assert [line.calls for line in lines.values()] == [1, 2, 1]
     assert [line.flops for line in lines.values()] == [0, 2 * (2 * 4 * 3 * 3), 2 * 4 * 5 * 3]
     assert all(line.seconds > 0 for line in lines.values())
+
+
+def test_arguments_are_named_as_the_reference_names_them_where_the_backend_does_not_tell():
+    def hands_on(*arguments):
+        return reference.linear_forward(*arguments)
+
+    def knows_more(g, unit=1.0):
+        return reference.global_norm(g) * unit
+
+    backend = SimpleNamespace(__name__="other", linear_forward=hands_on, global_norm=knows_more)
+    observed = ProfiledKernels(backend)
+    one = np.ones((2, 2), np.float32)
+    observed.linear_forward(np.empty((2, 2), np.float32), one, one)
+    observed.global_norm(one[0], unit=2.0)
+    assert [(line.operation, line.flops) for line in observed.lines()] == [
+        ("linear_forward 2 x 2", 16),
+        ("global_norm", 0),
+    ]
 
 
 def test_it_has_what_the_backend_has():
