@@ -20,7 +20,8 @@ from llmpy.data.shards import dtype_for, is_shard, shard_files, shard_info
 from llmpy.errors import UserError
 from llmpy.formats import LoadedModel, huggingface
 from llmpy.formats.hub import TOKENIZER
-from llmpy.models.gpt2 import GPT2, plan_activations, plan_parameters
+from llmpy.models.gpt2 import GPT2, plan_parameters, plan_training
+from llmpy.precision import resolve
 from llmpy.run_config import TrainConfig
 from llmpy.tokenizers import Tokenizer
 
@@ -75,13 +76,16 @@ def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
     V = data.vocab_size
     train = DataLoader(data.train, B, T, shuffle=not config.overfit, seed=config.seed, vocab_size=V)
     val = validation_loader(data.val, B, T, V)
+    config = replace(config, precision=resolve(config.precision, config.backend))
     check_memory(shape, config)
-    kernels.start(config.backend, config.threads)
-    model = GPT2(shape, config.backend, B, T, config.recompute)
+    kernels.start(config.backend, config.threads, config.precision)
+    rounding, seed = config.stochastic_rounding, config.seed
+    model = GPT2(shape, config.backend, B, T, config.recompute, config.precision, rounding, seed)
     if initial is None and checkpoint is None:
         model.initialize(config.seed)
     elif initial is not None:
         model.parameters.flat[:] = initial.parameters.flat
+        model.pack_weights()
     return Assembly(_filled_in(config, shape, train, data), model, train, val, data.tokenizer, data.fingerprint)
 
 
@@ -243,13 +247,12 @@ def check_memory(shape: GPT2Config, config: TrainConfig) -> None:
     room = available - memory.RESERVE
 
     def needed(batch_size: int, recompute: int) -> int:
-        plan = plan_parameters(shape, training=True)
-        plan_activations(plan, shape, batch_size, config.sequence_length, recompute)
-        return plan.bytes
+        T, precision = config.sequence_length, config.precision
+        return plan_training(shape, batch_size, T, recompute, precision, config.backend).bytes
 
     if (wanted := needed(config.batch_size, config.recompute)) <= room:
         return
-    for recompute in sorted({config.recompute, 2}):
+    for recompute in range(config.recompute, 3):
         batches = range(1, config.batch_size + 1)
         if fits := bisect.bisect_right(batches, room, key=partial(needed, recompute=recompute)):
             more = f" with --recompute {recompute}" if recompute != config.recompute else ""

@@ -42,9 +42,7 @@ def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
 
     def weight(name: str, out: int, inp: int, huggingface: str, std: float = 0.02) -> ParameterSpec:
         there = f"h.{{}}.{huggingface}.weight"
-        return ParameterSpec(
-            name, (L, out, inp), True, "normal", std, huggingface=there, transposed=True, product=True
-        )
+        return ParameterSpec(name, (L, out, inp), True, "normal", std, huggingface=there, transposed=True, product=True)
 
     def vector(name: str, size: int, huggingface: str, init: Literal["zeros", "ones"] = "zeros") -> ParameterSpec:
         return ParameterSpec(name, (L, size), False, init, huggingface=f"h.{{}}.{huggingface}")

@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from llmpy.kernels import cpu
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = """
+import sys
 import numpy as np
 from llmpy import kernels
 from llmpy.config import GPT2Config
@@ -15,16 +18,19 @@ from llmpy.models.gpt2 import GPT2
 from llmpy.models.gpt2_decode import GPT2Decoder
 from llmpy.optimizer import AdamW, clip_scale
 
-cpu = kernels.start("cpu")
+precision = sys.argv[1]
+cpu = kernels.start("cpu", precision=precision)
 from llmpy.kernels.cpu.compile import _kernels
+compiled = {kernel.title: len(kernel.dispatcher.signatures) for kernel in _kernels}
 
-model = GPT2(GPT2Config(vocab_size=61, context=24, layers=1, heads=2, channels=16), "cpu", 2, 20).initialize()
-optimizer = AdamW(cpu, model.parameters, model.gradients, model.arrays["m"], model.arrays["v"])
+model = GPT2(GPT2Config(vocab_size=61, context=24, layers=1, heads=2, channels=16), "cpu", 2, 20,
+             precision=precision).initialize()
+optimizer = AdamW.of(model)
 tokens = np.zeros((2, 20), np.int32)
 model.loss(tokens, tokens)
 model.loss_and_gradients(tokens, tokens)
 optimizer.update(1, 1e-3, clip_scale(optimizer.gradient_norm(), 1.0))
-decoder = GPT2Decoder(model.config, model.parameters, "cpu", 2)
+decoder = GPT2Decoder(model.config, model.parameters, "cpu", 2, weights=model.weights)
 decoder.prefill(tokens)
 decoder.decode(tokens[:, 0], 20)
 for dispatcher, _ in _kernels:
@@ -33,9 +39,12 @@ for dispatcher, _ in _kernels:
 """
 
 
-def test_what_is_compiled_ahead_is_all_that_training_and_generating_take():
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_what_is_compiled_ahead_is_all_that_training_and_generating_take(precision):
     """A kernel that is compiled again, for float64 instead of float32, would cost seconds inside the first step."""
-    result = subprocess.run([sys.executable, "-c", TRAIN], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", TRAIN, precision], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert result.stdout == ""
 
 

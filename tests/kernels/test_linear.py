@@ -43,15 +43,14 @@ def test_forward_agrees_with_the_reference(backend, arrays, N, C, OC, form):
 
 
 @pytest.mark.parametrize(("N", "C", "OC"), SHAPES)
-@pytest.mark.parametrize("form", ["plain", "dx is x", "gelu", "gelu, dx is x", "no dx", "no db"])
+@pytest.mark.parametrize("form", ["plain", "dx is x", "gelu", "no dx", "no db"])
 @pytest.mark.parametrize("accumulate", [True, False])
 def test_backward_agrees_with_the_reference(backend, arrays, N, C, OC, form, accumulate):
     x, w, dy = arrays.normal(N, C), arrays.normal(OC, C, scale=OC**-0.5), arrays.normal(N, OC)
     dx = None if form == "no dx" else x if "dx is x" in form else arrays.empty(N, C)
     dw = arrays.normal(OC, C) if accumulate else arrays.empty(OC, C)  # what is written may hold anything, NaN too
     db = None if form == "no db" else arrays.normal(OC)
-    options = {"pre_gelu": arrays.normal(N, C)} if "gelu" in form else {}
-    compare(backend, "linear_backward", dx, dw, db, dy, x, w, accumulate=accumulate, floor=2e-6, **options)
+    compare(backend, "linear_backward", dx, dw, db, dy, x, w, form == "gelu", accumulate=accumulate, floor=2e-6)
 
 
 @settings(max_examples=25, derandomize=True, deadline=None)
@@ -112,8 +111,8 @@ def test_gradient_through_a_gelu_before_it_agrees_with_differences(doubles):
         return (y * dy).sum()
 
     loss()
-    dw, kept = doubles.empty(4, 5), x.copy()
-    reference.linear_backward(x, dw, None, dy, x, w, pre_gelu, accumulate=False)  # dx over x, as the model does it
-    dpre_gelu = x.copy()
+    dw, dpre_gelu, hidden = doubles.empty(4, 5), doubles.empty(3, 5), pre_gelu.copy()
+    reference.linear_backward(dpre_gelu, dw, None, dy, hidden, w, gelu=True, accumulate=False)
     assert_agree(dpre_gelu, numerical_gradient(loss, pre_gelu), 1e-6)
-    assert_agree(dw, dy.T @ kept, 1e-12)
+    assert_agree(hidden, x, 1e-12)
+    assert_agree(dw, dy.T @ x, 1e-12)
