@@ -59,7 +59,9 @@ def test_one_is_chosen_for_this_machine(monkeypatch):
 
 def test_an_unknown_one_is_one_clear_line(monkeypatch):
     monkeypatch.setenv("LLMPY_ISA", "sse9")
-    with pytest.raises(UserError, match=r"^LLMPY_ISA=sse9 is not an instruction set: use avx512, avx2, neon.*$"):
+    with pytest.raises(
+        UserError, match=r"^LLMPY_ISA=sse9 is not an instruction set: use amx, avx512bf16, avx512, avx2, neon.*$"
+    ):
         isa.choose()
 
 
