@@ -86,7 +86,7 @@ def finish(c, sums, ld, i0, j0, add, epilogue, bias, extra):
     `add`: to what c holds.
     """
     i1, j1 = min(c.shape[0], i0 + sums.shape[0] // ld), min(c.shape[1], j0 + ld)
-    whole, narrow = j1 - j0 == ld, 1 if c.itemsize == 2 else 0
+    whole, narrow = j1 - j0 == ld and ld % WIDTH == 0, 1 if c.itemsize == 2 else 0
     for i in range(i0, i1):
         at = (i - i0) * ld
         y, total = c[i, j0:j1], sums[at : at + j1 - j0]
