@@ -141,9 +141,7 @@ def in_float64(arguments):
     return [copy(x) for x in arguments]
 
 
-def compare(
-    kernels, operation, *arguments, tolerance=TOLERANCE, narrow=NARROW, floor=0.0, scratch=None, **options
-):
+def compare(kernels, operation, *arguments, tolerance=TOLERANCE, narrow=NARROW, floor=0.0, scratch=None, **options):
     """Call an operation of a backend, and of the reference in float64; every array must agree afterwards.
 
     That covers outputs, sums, and inputs (which must be what they were). The array `scratch` may hold anything. `narrow`

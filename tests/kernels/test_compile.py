@@ -36,6 +36,9 @@ decoder.decode(tokens[:, 0], 20)
 for kernel, signatures in ahead.items():
     if kernel.dispatcher.signatures != signatures:
         print(kernel.title, "is compiled for", *kernel.dispatcher.signatures, sep="\\n  ")
+
+other = "float32" if precision == "bfloat16" else "bfloat16"
+GPT2(model.config, "cpu", 2, 20, precision=other).initialize().loss_and_gradients(tokens, tokens)  # all the same
 """
 
 

@@ -90,6 +90,8 @@ def test_the_seed_decides_and_the_threads_do_not(narrow, halves, threads):
 @pytest.mark.parametrize("seed", [0, 1, 99])
 def test_what_is_not_finite_stays_so(narrow, halves, seed):
     w = halves.empty(7, 19)
-    w.view(np.uint32)[:] = np.array([0x7F800000, 0xFF800000, 0x7FFFFFFF, 0xFF800001, 0x7FC00000, 0xFFFFFFFF, 0])[:, None]
+    w.view(np.uint32)[:] = np.array([0x7F800000, 0xFF800000, 0x7FFFFFFF, 0xFF800001, 0x7FC00000, 0xFFFFFFFF, 0])[
+        :, None
+    ]
     with np.errstate(invalid="ignore"):
         np.testing.assert_array_equal(dense(halves.packed(w, seed)), w.astype(float))
