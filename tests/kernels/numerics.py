@@ -144,7 +144,7 @@ def in_float64(arguments):
 def compare(kernels, operation, *arguments, tolerance=TOLERANCE, narrow=NARROW, floor=0.0, scratch=None, **options):
     """Call an operation of a backend, and of the reference in float64; every array must agree afterwards.
 
-    That covers outputs, sums, and inputs (which must be what they were). The array `scratch` may hold anything. `narrow`
+    That covers outputs, sums, and inputs (which must be what they were). `scratch` may hold anything. `narrow`
     is the tolerance of what is bfloat16.
     """
     names = list(options)
