@@ -116,7 +116,9 @@ def _make_helpers(P: Products) -> tuple[Any, Any]:
                     if k + depth < task.k1:
                         ahead = at_own + whole * private_bytes
                     elif following < blocks * task.parts:
-                        ahead = own.address + (following // task.parts * task.block * own.stride + task.k0) * private_bytes
+                        ahead = (
+                            own.address + (following // task.parts * task.block * own.stride + task.k0) * private_bytes
+                        )
                     share = ((stop - first) * whole * private_bytes // (s1 - s0) + 63) // 64 * 64
                 for s in range(s0, s1):
                     if ahead > 0:
