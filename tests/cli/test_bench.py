@@ -114,6 +114,20 @@ def test_bfloat16_beside_pytorch(capsys, what):
         assert set(result["products"][0]["gflops"]) == {"llm.py", "PyTorch"}
 
 
+def test_a_precision_that_there_is_not(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "train", *TINY, "--precision", "fp16"])
+    assert stopped.value.code == 2
+    assert "'fp16' (choose from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_precision_that_is_faster_here(capsys, monkeypatch, faster):
+    monkeypatch.setattr(cpu, "BFLOAT16_IS_FASTER", faster)
+    words = ["train", *TINY, "-b", "2", "-t", "8", "--threads", "1", "--json", "--precision", "auto"]
+    assert json.loads(bench(capsys, *words))["precision"] == ("bfloat16" if faster else "float32")
+
+
 def test_all_contestants_of_a_product_compute_the_same_in_bfloat16():
     threads = pytest.importorskip("torch").get_num_threads()
     for product in matmul.products(GPT2Config(61, 8, 1, 2, 16), [7], "bfloat16"):

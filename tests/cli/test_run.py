@@ -136,6 +136,29 @@ def test_a_device_that_there_is_not(models, capsys):
     assert "'abacus'" in capsys.readouterr().err
 
 
+def test_generating_in_bfloat16(models, capsys):
+    texts = []
+    for precision in ("bf16", "bfloat16", "fp32"):
+        words = ["run", str(models / "folder"), "Once", "-n", "30", "-s", "3", "--device", "cpu"]
+        assert main([*words, "--precision", precision, "--no-stop"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    assert all(text.startswith("Once") and len(text) > 20 for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("precision", "why"),
+    [
+        ("fp16", "there is no precision fp16: use float32, bfloat16, auto, fp32, bf16"),
+        ("bf16", "the reference kernels compute in float32: leave out --precision bfloat16"),
+    ],
+)
+def test_a_precision_that_there_is_not(run, precision, why):
+    status, out, err = run("A", "--precision", precision)
+    assert (status, out) == (1, "")
+    assert err == f"llmpy: error: {why}\n"
+
+
 def test_a_prompt_that_is_no_text(run, tmp_path):
     (tmp_path / "prompt").write_bytes(b"abc\xff")
     assert "prompt is not UTF-8 text (byte 3)" in run("--prompt-file", tmp_path / "prompt")[2]

@@ -248,6 +248,23 @@ def test_help_needs_its_long_name(capsys):
     assert "(default None)" not in shown
 
 
+@pytest.mark.parametrize("name", ["bf16", "bfloat16"])
+def test_a_run_in_bfloat16(data, here, capsys, name):
+    flags = ["--device", "cpu", "--precision", name, "--stochastic-rounding"]
+    assert train(data, "run", *flags) == 0
+    assert "in bfloat16, learning rate" in capsys.readouterr().err
+    text = Path("run/config.toml").read_text()
+    assert 'precision = "bfloat16"' in text
+    assert "stochastic_rounding = true" in text
+
+
+@pytest.mark.parametrize(("flags", "precision"), [("--precision fp32", "float32"), ("--device reference", "float32")])
+def test_a_run_in_float32(data, here, flags, precision):
+    """Where bfloat16 is not asked for, or there is none."""
+    assert train(data, "run", "--device", "cpu", *flags.split()) == 0
+    assert f'precision = "{precision}"' in Path("run/config.toml").read_text()
+
+
 # ---- mistakes ----------------------------------------------------------------------------------------------------
 
 

@@ -13,9 +13,9 @@ from tests.kernels.numerics import relative_error
 
 CONFIG = GPT2Config(vocab_size=301, context=40, layers=3, heads=4, channels=48)
 B, T = 4, 33
-# A number of bfloat16 is off by 2^-9 at most, by 0.1 % as a rule. Of gradients a few tens of roundings, one after the
-# other, leave about 1 %.
-LOSS, LOGITS, GRADIENTS = 1e-3, 0.02, 0.04
+# A number of bfloat16 is off by 2^-9 at most, by 0.1 % as a rule; tens of roundings one after the other leave less than
+# 1 % in logits and gradients. Those of single tokens cancel in the mean loss.
+LOSS, LOGITS, GRADIENTS = 5e-4, 0.015, 0.02
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,9 +77,9 @@ def test_ten_steps_follow_float32(batch, stochastic):
     """A step of AdamW is as large for a gradient that is rounding as for any other, so parameters move apart by a part
     of the way they went; the loss by less."""
     before, model, wide = make("float32"), make(stochastic=stochastic, seed=3), make("float32")
-    np.testing.assert_allclose(steps(model, batch), steps(wide, batch), rtol=3 * LOSS)
+    np.testing.assert_allclose(steps(model, batch), steps(wide, batch), rtol=LOSS)
     apart = np.linalg.norm(model.parameters.flat - wide.parameters.flat)
-    assert apart < 0.2 * np.linalg.norm(wide.parameters.flat - before.parameters.flat)
+    assert apart < 0.08 * np.linalg.norm(wide.parameters.flat - before.parameters.flat)
     assert not model.parameters.wte[CONFIG.vocab_size :].any(), "the padding stays zero"
 
 
@@ -97,7 +97,7 @@ def test_two_halves_accumulated_are_the_whole_batch(batch):
     whole.loss_and_gradients(x, y)
     halves.loss_and_gradients(x, y, micro_steps=2)
     halves.loss_and_gradients(x, y, micro_steps=2, accumulate=True)
-    assert max(errors(halves.gradients, whole.gradients).values()) < 0.01  # halves of gradients are rounded as they are
+    assert max(errors(halves.gradients, whole.gradients).values()) < 1e-5  # half a gradient is rounded as the whole
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
