@@ -58,6 +58,12 @@ def store(build, address, offset, value):
     return build.store(value, _pointer(build, address, offset, value.type), align=_alignment(value.type))
 
 
+def stream_past_caches(build, stored, size):
+    """Makes a store of so many bytes one that goes to memory: its address must be a multiple of them."""
+    stored.align = size
+    stored.set_metadata("nontemporal", build.module.add_metadata([I32(1)]))
+
+
 def prefetch_line(build, address, write=False):
     """Asks for the cache line of an address: to be read, into the second cache, or to be written, into the first."""
     pointer = ir.PointerType(I8)

@@ -74,7 +74,7 @@ def _make_helpers(P: Products) -> tuple[Any, Any]:
         if epilogue == NOTHING and c.itemsize == 4 and i0 + MR <= M and j0 + NR <= N:
             tile(depth, panel_a, panel_b, c.ctypes.data + (i0 * N + j0) * 4, N, ending)
         else:
-            if epilogue == BIAS_RESIDUAL or epilogue == GELU_GRADIENT:  # read when the sums are made
+            if epilogue in (BIAS_RESIDUAL, GELU_GRADIENT):  # read when the sums are made
                 at = extra.ctypes.data + (i0 * N + j0) * extra.itemsize
                 prefetch(at, NR * extra.itemsize, min(MR, M - i0), N * extra.itemsize)
             tile(depth, panel_a, panel_b, sums.ctypes.data, NR, STORE)
@@ -118,7 +118,9 @@ def _make_helpers(P: Products) -> tuple[Any, Any]:
                     if k + depth < task.k1:
                         ahead = at_own + whole * private_bytes
                     elif following < blocks * task.parts:
-                        ahead = own.address + (following // task.parts * task.block * own.stride + task.k0) * private_bytes
+                        ahead = (
+                            own.address + (following // task.parts * task.block * own.stride + task.k0) * private_bytes
+                        )
                     share = ((stop - first) * whole * private_bytes // (s1 - s0) + 63) // 64 * 64
                 for s in range(s0, s1):
                     if ahead > 0:

@@ -12,7 +12,18 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from llmpy.kernels.cpu.emit import BF16, F32, I32, I64, broadcast, call, declare, load, prefetch_line, store
+from llmpy.kernels.cpu.emit import (
+    BF16,
+    F32,
+    I64,
+    broadcast,
+    call,
+    declare,
+    load,
+    prefetch_line,
+    store,
+    stream_past_caches,
+)
 from llmpy.kernels.cpu.isa import TileShape
 
 # How a tile ends: it is written to C; added to C; or written past the caches, for what is not read again soon, which
@@ -89,8 +100,7 @@ def emit_tile(shape: TileShape, build: ir.IRBuilder, args: Any, pairs: bool = Fa
                 value = build.fadd(value, load(build, row, j * shape.width, VEC))
             stored = store(build, row, j * shape.width, value)
             if block is stream:
-                stored.align = shape.width * 4
-                stored.set_metadata("nontemporal", build.module.add_metadata([I32(1)]))
+                stream_past_caches(build, stored, shape.width * 4)
         build.branch(end)
     build.position_at_end(end)
 

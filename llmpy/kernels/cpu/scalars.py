@@ -148,7 +148,8 @@ def prefetch(typingctx, address, size, rows, stride):
 
     def body(build, args):
         start, size, rows, stride = args
-        entry, row, line, following, end = build.block, *(build.append_basic_block(n) for n in ("r", "l", "n", "e"))
+        entry = build.block
+        row, line, following, end = (build.append_basic_block(name) for name in ("row", "line", "next", "end"))
         build.cbranch(build.icmp_signed(">", size, I64(0)), row, end)
         build.position_at_end(row)
         i = build.phi(I64)
