@@ -36,7 +36,7 @@ def path(tmp_path):
         ({"seed": -1}, "--seed must be"),
         ({"recompute": 3}, "--recompute is one of 0, 1, 2"),
         ({"device": "cuda"}, "training on a GPU comes in a later version"),
-        ({"precision": "bfloat16"}, "training in bfloat16 comes in a later version"),
+        ({"precision": "fp16"}, "--precision is one of float32, bfloat16, auto, fp32, bf16, not fp16"),
         ({"model": "d12", "layers": 3}, "d12 has a shape: leave out --layers"),
         ({"batch_size": 4, "sequence_length": 8, "total_batch_tokens": 100}, "no multiple of 4 .* of 8 .*: give 96"),
         ({"batch_size": 4, "sequence_length": 8, "total_batch_tokens": 16}, "give 32"),

@@ -328,13 +328,15 @@ def poison(trainer, step, value=math.nan):
     def poisoned():
         if trainer.step == step:
             trainer.model.parameters.flat[:5] = value
+            trainer.model.pack_weights(step)
         train_step()
 
     trainer.train_step = poisoned
 
 
-def test_nan_stops_the_run_keeps_the_last_good_checkpoint_and_says_the_step(data, out):
-    trainer = Trainer(tiny(data, device="cpu"), out, quiet=True)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_nan_stops_the_run_keeps_the_last_good_checkpoint_and_says_the_step(data, out, precision):
+    trainer = Trainer(tiny(data, device="cpu", precision=precision), out, quiet=True)
     poison(trainer, 6)
     with pytest.raises(UserError, match=r"loss became nan at step 7: the last good checkpoint is .*step_00000004"):
         trainer.train()
@@ -419,18 +421,22 @@ def test_a_vocabulary_larger_than_the_models_is_refused(tmp_path, data, own_cach
 
 
 def test_too_little_memory_is_said_with_what_would_fit(data, monkeypatch):
-    def plan(batch_size):
-        return Trainer(tiny(data, batch_size=batch_size, layers=4), quiet=True).model.memory.bytes
+    def room(batch_size, recompute=0):
+        config = tiny(data, batch_size=batch_size, layers=4, recompute=recompute)
+        return Trainer(config, quiet=True).model.memory.bytes + memory.RESERVE
 
-    room = {batch_size: plan(batch_size) + memory.RESERVE for batch_size in (1, 5)}
+    rooms = room(5), room(1) - 1, room(1, recompute=1) - 1
     config = tiny(data, batch_size=20, layers=4)
-    monkeypatch.setattr(memory, "available_memory", lambda: room[5])
+    monkeypatch.setattr(memory, "available_memory", lambda: rooms[0])
     with pytest.raises(
         UserError, match=r"--batch-size 20 of 12 tokens needs .* GB .* are free: --batch-size 5 would fit"
     ):
         Trainer(config, quiet=True)
-    monkeypatch.setattr(memory, "available_memory", lambda: room[1] - 1)
-    with pytest.raises(UserError, match=r"--batch-size 2 with --recompute 2 would fit"):
+    monkeypatch.setattr(memory, "available_memory", lambda: rooms[1])
+    with pytest.raises(UserError, match=r"--batch-size 1 with --recompute 1 would fit"):
+        Trainer(config, quiet=True)
+    monkeypatch.setattr(memory, "available_memory", lambda: rooms[2])
+    with pytest.raises(UserError, match=r"--batch-size 1 with --recompute 2 would fit"):
         Trainer(config, quiet=True)
     monkeypatch.setattr(memory, "available_memory", lambda: memory.RESERVE)
     with pytest.raises(UserError, match=r"the model alone takes .* GB, so choose a smaller one"):

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.kernels.numerics import is_float
+
 
 @dataclass
 class Call:
@@ -18,9 +20,7 @@ class Call:
     def inputs(self):
         """Arguments with floats that are read."""
         return [
-            i
-            for i, x in enumerate(self.arguments)
-            if isinstance(x, np.ndarray) and x.dtype.kind == "f" and i not in self.scratch and np.isfinite(x).all()
+            i for i, x in enumerate(self.arguments) if is_float(x) and i not in self.scratch and np.isfinite(x).all()
         ]
 
     def on(self, backend):
@@ -32,55 +32,69 @@ class Call:
 
 def make(operation, arrays):
     """The call; `arrays` of the same seed give the same values. Large enough to be shared between threads."""
-    new, empty = arrays.normal, arrays.empty
+    new, empty, acts, empty_acts, weight = (
+        arrays.normal, arrays.empty, arrays.acts, arrays.empty_acts, arrays.weight
+    )  # fmt: skip
     N, C, OC, V = 203, 131, 97, 301
     B, T, NH, NKV, hs = 3, 131, 4, 2, 24
     y, lse = (B, T, NH, hs), (B, NH, T)
     match operation:
         case "embedding_forward":
-            return Call(operation, (empty(B, T, C), arrays.tokens(V, B, T), new(V, C), new(T, C)), (0,))
+            return Call(operation, (empty_acts(B, T, C), arrays.tokens(V, B, T), new(V, C), new(T, C)), (0,))
         case "embedding_backward":
-            return Call(operation, (new(V, C), new(T, C), new(B, T, C), arrays.tokens(5, B, T)), (0, 1))
+            return Call(operation, (new(V, C), new(T, C), acts(B, T, C), arrays.tokens(5, B, T)), (0, 1))
         case "layernorm_forward":
-            return Call(operation, (empty(N, C), empty(N), empty(N), new(N, C), new(C), new(C)), (0, 1, 2))
+            return Call(operation, (empty_acts(N, C), empty(N), empty(N), acts(N, C), new(C), new(C)), (0, 1, 2))
         case "layernorm_backward":
-            return Call(operation, (new(N, C), new(C), new(C), new(N, C), new(N, C), new(C), new(N), new(N)), (0, 1, 2))
+            gradients = acts(N, C), new(C), new(C)
+            return Call(operation, (*gradients, acts(N, C), acts(N, C), new(C), new(N), new(N)), (0, 1, 2))
         case "linear_forward":
-            return Call(operation, (empty(N, OC), new(N, C), new(OC, C), new(OC)), (0,), {"residual": new(N, OC)})
+            return Call(
+                operation, (empty_acts(N, OC), acts(N, C), weight(OC, C), new(OC)), (0,), {"residual": acts(N, OC)}
+            )
         case "linear_backward":
             return Call(
                 operation,
-                (empty(N, C), new(OC, C), new(OC), new(N, OC), new(N, C), new(OC, C)),
+                (empty_acts(N, C), new(OC, C), new(OC), acts(N, OC), acts(N, C), weight(OC, C)),
                 (0, 1, 2, 4),
                 {"gelu": True},
             )
         case "gelu_forward":
-            return Call(operation, (empty(N, C), new(N, C)), (0,))
+            return Call(operation, (empty_acts(N, C), acts(N, C)), (0,))
         case "gelu_backward":
-            return Call(operation, (empty(N, C), new(N, C), new(N, C)), (0,))
+            return Call(operation, (empty_acts(N, C), acts(N, C), acts(N, C)), (0,))
         case "attention_forward":
-            return Call(operation, (empty(*y), empty(*lse), *arrays.qkv(B, T, NH, NKV, hs)), (0, 1))
+            return Call(operation, (empty_acts(*y), empty(*lse), *arrays.qkv(B, T, NH, NKV, hs)), (0, 1))
         case "attention_backward":
             gradients = arrays.qkv(B, T, NH, NKV, hs)
             for gradient in gradients:
                 gradient[:] = np.nan
-            return Call(
-                operation, (*gradients, new(*y), *arrays.qkv(B, T, NH, NKV, hs), new(*y), abs(new(*lse)) + 5), (0, 1, 2)
-            )
+            qkv = arrays.qkv(B, T, NH, NKV, hs)
+            return Call(operation, (*gradients, acts(*y), *qkv, acts(*y), abs(new(*lse)) + 5), (0, 1, 2))
         case "attention_decode":
+            caches = acts(B, T, NKV, hs), acts(B, T, NKV, hs)
             return Call(
                 operation,
-                (empty(B, NH, hs), new(B, NH, hs), new(B, T, NKV, hs), new(B, T, NKV, hs), np.full(B, T - 1, np.int32)),
+                (empty_acts(B, NH, hs), acts(B, NH, hs), *caches, np.full(B, T - 1, np.int32)),
                 (0,),
             )
         case "classifier_forward":
             return Call(
-                operation, (empty(N), new(N, C), new(V, C), arrays.tokens(V, N), empty(64, V)), (0,), scratch=(4,)
+                operation, (empty(N), acts(N, C), weight(V, C), arrays.tokens(V, N), empty(64, V)), (0,), scratch=(4,)
             )
         case "classifier_backward":
             return Call(
                 operation,
-                (empty(N), empty(N, C), new(V, C), new(N, C), new(V, C), arrays.tokens(V, N), 1 / N, empty(64, V)),
+                (
+                    empty(N),
+                    empty_acts(N, C),
+                    new(V, C),
+                    acts(N, C),
+                    weight(V, C),
+                    arrays.tokens(V, N),
+                    1 / N,
+                    empty(64, V),
+                ),
                 (0, 1, 2),
                 scratch=(7,),
             )

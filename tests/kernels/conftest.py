@@ -3,7 +3,7 @@ import os
 import pytest
 
 from llmpy import kernels
-from tests.kernels.numerics import Arrays
+from tests.kernels.numerics import BFLOAT16, Arrays
 
 
 @pytest.fixture(scope="session", params=kernels.BACKENDS)
@@ -13,6 +13,23 @@ def backend(request):
     if request.param == "cpu" and "LLMPY_ISA" not in os.environ:  # test_isa.py needs a few kernels only
         module.compile_all()
     return module
+
+
+@pytest.fixture(scope="session")
+def narrow():
+    """The backend with bfloat16, its kernels for that compiled."""
+    module = kernels.load("cpu")
+    if "LLMPY_ISA" not in os.environ:
+        module.compile_all(precision="bfloat16")
+    return module
+
+
+@pytest.fixture
+def halves():
+    """Arrays as a run in bfloat16 has them: activations in bfloat16, parameters in float32."""
+    made = Arrays(activations=BFLOAT16)
+    yield made
+    made.check()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from llmpy.optimizer import AdamW, clip_scale
 precision = sys.argv[1]
 cpu = kernels.start("cpu", precision=precision)
 from llmpy.kernels.cpu.compile import _kernels
-compiled = {kernel.title: len(kernel.dispatcher.signatures) for kernel in _kernels}
+ahead = {kernel: list(kernel.dispatcher.signatures) for kernel in _kernels}
 
 model = GPT2(GPT2Config(vocab_size=61, context=24, layers=1, heads=2, channels=16), "cpu", 2, 20,
              precision=precision).initialize()
@@ -33,9 +33,12 @@ optimizer.update(1, 1e-3, clip_scale(optimizer.gradient_norm(), 1.0))
 decoder = GPT2Decoder(model.config, model.parameters, "cpu", 2, weights=model.weights)
 decoder.prefill(tokens)
 decoder.decode(tokens[:, 0], 20)
-for dispatcher, _ in _kernels:
-    if len(dispatcher.signatures) != 1:
-        print(dispatcher.py_func.__name__, "is compiled for", *dispatcher.signatures, sep="\\n  ")
+for kernel, signatures in ahead.items():
+    if kernel.dispatcher.signatures != signatures:
+        print(kernel.title, "is compiled for", *kernel.dispatcher.signatures, sep="\\n  ")
+
+other = "float32" if precision == "bfloat16" else "bfloat16"
+GPT2(model.config, "cpu", 2, 20, precision=other).initialize().loss_and_gradients(tokens, tokens)  # all the same
 """
 
 

@@ -72,9 +72,19 @@ class Kernel:
 
     def __init__(self, dispatcher: Any, signature: tuple[Any, ...], precisions: tuple[str, ...]) -> None:
         self.dispatcher, self._signature, self._precisions = dispatcher, signature, precisions
+        self._compiled: set[str] = set()
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.dispatcher(*[as_bits(x) if x.__class__ is np.ndarray else x for x in arguments])
+        arguments = tuple([as_bits(x) if x.__class__ is np.ndarray else x for x in arguments])
+        try:
+            return self.dispatcher(*arguments)
+        except TypeError:  # a model of the other precision, in a process that was made ready for one
+            missing = set(self._precisions) - self._compiled
+            if not self._compiled or not missing:
+                raise
+            for precision in missing:
+                self.compile(precision)
+        return self.dispatcher(*arguments)
 
     @property
     def title(self) -> str:
@@ -95,6 +105,7 @@ class Kernel:
             if signature not in self.dispatcher.overloads:
                 self.dispatcher.compile(signature)
         self.dispatcher.disable_compile()
+        self._compiled.add(precision)
 
 
 def as_bits(array: np.ndarray) -> np.ndarray:

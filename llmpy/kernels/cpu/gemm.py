@@ -32,7 +32,8 @@ PASS_DEPTH = 768  # of the sum in one visit to a float32 tile: visits to C are f
 PAIR_PASS_DEPTH = 1536  # the same in bfloat16
 WHOLE_DEPTH = 4096  # up to here, sums that end in bfloat16 are made in one visit; beyond, in a float32 array first
 BLOCK_BYTES = 384 * 1024  # of the private operand packed at a time, in the L2 cache
-PRIVATE_BYTES = 512 * 1024  # what the largest block takes (one panel of 48 rows, 4096 deep), and a tile of sums
+# What the largest block takes (one panel as deep as they come), and a tile of sums.
+PRIVATE_BYTES = max(BLOCK_BYTES, BFLOAT16.NR * WHOLE_DEPTH * BFLOAT16.item) + 128 * 1024
 SHARED_BYTES = 16 * 1024 * 1024  # of the shared operand packed at a time
 
 NT, NN, TN = 0, 1, 2  # layouts: a [M, K] b [N, K]; a [M, K] b [K, N]; a [K, M] b [K, N]

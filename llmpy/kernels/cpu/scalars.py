@@ -65,6 +65,7 @@ def round_at_random(typingctx, value, index, seed):
     """A float32 rounded to a bfloat16 above or below it, so that the mean over many indices and seeds is the value.
 
     16 random bits are added below the last that is kept. They are xxHash32's last rounds (Collet 2014) of the index.
+    NaN stays NaN.
     """
 
     def codegen(context, build, sig, args):
@@ -75,7 +76,9 @@ def round_at_random(typingctx, value, index, seed):
             x = build.mul(build.xor(x, build.lshr(x, I32(shift))), I32(factor))
         x = build.xor(x, build.lshr(x, I32(16)))
         grown = build.add(bits, build.and_(x, I32(0xFFFF)))
-        return build.bitcast(build.and_(grown, I32(0xFFFF0000)), F32)
+        is_nan = build.fcmp_unordered("uno", args[0], args[0])
+        kept = build.and_(build.select(is_nan, build.or_(bits, I32(0x400000)), grown), I32(0xFFFF0000))
+        return build.bitcast(kept, F32)
 
     return types.float32(types.float32, types.int64, types.int64), codegen
 
