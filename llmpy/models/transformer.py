@@ -69,6 +69,7 @@ class Transformer(ABC, Generic[Config]):
         self.arrays = self.memory.take()
         table = parameter_table(config)
         self.parameters = Parameters(table, self.arrays["parameters"])
+        self.weights = self.parameters  # what the products read
         if B is not None:
             self.gradients = Parameters(table, self.arrays["gradients"])
 
@@ -115,7 +116,7 @@ class Transformer(ABC, Generic[Config]):
 
     @staticmethod
     @abstractmethod
-    def head(config: Config, parameters: Parameters) -> np.ndarray:
+    def head(config: Config, weights: Parameters) -> np.ndarray:
         """The head's weights, or their gradients, [V, C]"""
 
     # ---- the whole model -------------------------------------------------------------------------------------------
@@ -141,7 +142,7 @@ class Transformer(ABC, Generic[Config]):
     def loss(self, tokens: np.ndarray, targets: np.ndarray) -> float:
         """tokens, targets int32 [B, T] -> the mean cross-entropy in nats; nothing is dropped."""
         x, losses, a = self.forward(tokens), self.arrays["losses"], self.arrays
-        head = self.head(self.config, self.parameters)
+        head = self.head(self.config, self.weights)
         self.kernels.classifier_forward(losses, x, head, targets.reshape(-1), a["logits"])
         return float(losses.mean(dtype=np.float64))
 
@@ -163,7 +164,7 @@ class Transformer(ABC, Generic[Config]):
                 if spec.name in self.added_to or not spec.decay:
                     view.fill(0)
         x, losses, dx = self.forward(tokens, dropout_key), a["losses"], self._dx()
-        head, dhead = self.head(self.config, self.parameters), self.head(self.config, g)
+        head, dhead = self.head(self.config, self.weights), self.head(self.config, g)
         scale, targets = 1 / (tokens.size * micro_steps), targets.reshape(-1)
         K.classifier_backward(losses, dx, dhead, x, head, targets, scale, a["logits"], accumulate)
         dresidual = a["dresidual"]
@@ -180,7 +181,7 @@ class Transformer(ABC, Generic[Config]):
         """tokens int32 [B, T] -> logits [B, T, V], a new array: for tests and evaluation of small batches."""
         x = self.forward(tokens)
         logits = np.empty((len(x), self.config.vocab_size), np.float32)
-        self.kernels.linear_forward(logits, x, self.head(self.config, self.parameters))
+        self.kernels.linear_forward(logits, x, self.head(self.config, self.weights))
         return logits.reshape(*tokens.shape, -1)
 
     # ---- what blocks are made of -----------------------------------------------------------------------------------
