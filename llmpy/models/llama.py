@@ -48,20 +48,6 @@ class Llama(Transformer[LlamaConfig]):
     `recompute` 1 makes gate and up again in the backward pass: half of the activations, for a seventh of a step.
     """
 
-    def __init__(
-        self,
-        config: LlamaConfig,
-        backend: str = "cpu",
-        batch_size: int | None = None,
-        sequence_length: int | None = None,
-        recompute: int = 0,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(config, backend, batch_size, sequence_length, recompute, dropout)
-        self.added_to = frozenset() if config.tied else frozenset({"wte"})
-        if batch_size is not None:
-            self.arrays["cos"][:], self.arrays["sin"][:] = rotations(config, self.sequence_length)
-
     @staticmethod
     def plan_activations(plan: MemoryPlan, config: LlamaConfig, B: int, T: int, recompute: int) -> None:
         """Add what a forward and backward pass over B sequences of T tokens needs."""
@@ -88,6 +74,12 @@ class Llama(Transformer[LlamaConfig]):
     @staticmethod
     def head(config: LlamaConfig, weights: Parameters) -> np.ndarray:
         return weights.wte if config.tied else weights.lm_headw
+
+    def _begin(self) -> None:
+        self.arrays["cos"][:], self.arrays["sin"][:] = rotations(self.config, self.sequence_length)
+
+    def _only_added_to(self) -> set[str]:
+        return set() if self.config.tied else {"wte"}
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 

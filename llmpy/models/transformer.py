@@ -41,9 +41,6 @@ class Transformer(ABC, Generic[Config]):
     and each half of a block give that is dropped in training.
     """
 
-    added_to: frozenset[str] = frozenset()
-    """Matrices whose gradients are added to, never written: the embeddings that are not the head."""
-
     def __init__(
         self,
         config: Config,
@@ -72,6 +69,7 @@ class Transformer(ABC, Generic[Config]):
         self.weights = self.parameters  # what the products read
         if B is not None:
             self.gradients = Parameters(table, self.arrays["gradients"])
+            self._begin()
 
     def initialize(self, seed: int = 42) -> Self:
         """Initial values as the table of parameters says, drawn as PyTorch draws them for this seed."""
@@ -85,6 +83,13 @@ class Transformer(ABC, Generic[Config]):
     def plan_activations(plan: MemoryPlan, config: Config, B: int, T: int, recompute: int) -> None:
         """Add what a forward and backward pass over B sequences of T tokens needs, `residual`, `dresidual`, `losses`
         and `logits` among it."""
+
+    def _begin(self) -> None:
+        """Fills in those of the arrays that stay the same for every batch."""
+
+    @abstractmethod
+    def _only_added_to(self) -> set[str]:
+        """The matrices whose gradients are added to and never written: embeddings that are not the head."""
 
     @abstractmethod
     def _embed(self, tokens: np.ndarray) -> None:
@@ -160,8 +165,9 @@ class Transformer(ABC, Generic[Config]):
         """
         K, a, g = self.kernels, self.arrays, self.gradients
         if not accumulate:
-            for spec, view in g.items():  # what linear_backward and the head do not write
-                if spec.name in self.added_to or not spec.decay:
+            only_added_to = self._only_added_to()
+            for spec, view in g.items():
+                if spec.name in only_added_to or not spec.decay:  # what linear_backward and the head do not write
                     view.fill(0)
         x, losses, dx = self.forward(tokens, dropout_key), a["losses"], self._dx()
         head, dhead = self.head(self.config, self.weights), self.head(self.config, g)
