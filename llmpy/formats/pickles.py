@@ -17,10 +17,11 @@ from llmpy.errors import UserError
 
 Calls = Mapping[str, Callable[..., Any]]
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_VALUES = frozenset(
-    "BININT BININT1 BININT2 INT LONG LONG1 LONG4 BINFLOAT FLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 UNICODE"
-    " BINBYTES SHORT_BINBYTES BINBYTES8".split()
-)
+# Instructions that push their own argument.
+_VALUES = {
+    *("INT", "LONG", "FLOAT", "UNICODE", "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
 _MARK = object()
 _DAMAGE = (ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError, RecursionError, MemoryError)
 
@@ -32,7 +33,7 @@ class Name:
     name: str
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     pass
 
 
@@ -45,7 +46,7 @@ def read_pickle(data: bytes, path: Path, calls: Calls, names: frozenset[str], pe
     """
     try:
         return _run(data, calls, names, persistent)
-    except _Refused as refused:
+    except _RefusedError as refused:
         raise UserError(
             f"{path} asks for {refused}: only tensors and plain containers are read from a pickle, for it can run any"
             " code"
@@ -69,9 +70,10 @@ def _run(data: bytes, calls: Calls, names: frozenset[str], persistent: Callable[
 
     def named(name: str) -> Name:
         if name not in calls and name not in names:
-            raise _Refused(name[:100])
+            raise _RefusedError(name[:100])
         return Name(name)
 
+    argument: Any
     for opcode, argument, _ in pickletools.genops(data):
         match opcode.name:
             case "PROTO" | "FRAME":
@@ -111,11 +113,11 @@ def _run(data: bytes, calls: Calls, names: frozenset[str], persistent: Callable[
                 values = since_mark()
                 _updated(stack[-1], values)
             case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[int(argument)] = stack[-1]
+                memo[argument] = stack[-1]
             case "MEMOIZE":
                 memo[len(memo)] = stack[-1]
             case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(memo[int(argument)])
+                stack.append(memo[argument])
             case "POP":
                 stack.pop()
             case "GLOBAL":
@@ -126,7 +128,7 @@ def _run(data: bytes, calls: Calls, names: frozenset[str], persistent: Callable[
             case "REDUCE":
                 arguments, function = _of_type(stack.pop(), tuple), _of_type(stack.pop(), Name)
                 if function.name not in calls:
-                    raise _Refused(f"a call of {function.name[:100]}")
+                    raise _RefusedError(f"a call of {function.name[:100]}")
                 stack.append(calls[function.name](*arguments))
             case "BUILD":  # attributes of an ordered dict: what PyTorch notes there, no reader needs
                 stack.pop()
@@ -137,7 +139,7 @@ def _run(data: bytes, calls: Calls, names: frozenset[str], persistent: Callable[
                 [result] = stack
                 return result
             case other:
-                raise _Refused(f"the instruction {other}")
+                raise _RefusedError(f"the instruction {other}")
     raise ValueError("it does not end")
 
 

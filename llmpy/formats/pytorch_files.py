@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import struct
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -36,18 +37,17 @@ _STORAGES = {
     "torch.ByteStorage": np.dtype("u1"),
     "torch.BoolStorage": np.dtype("?"),
 }
-_DTYPE_NAMES = frozenset(
-    f"torch.{name}" for name in "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool".split()
-)
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_DTYPE_NAMES = frozenset(f"torch.{name}" for name in _DTYPES)
 _ZIP_ERRORS = (zipfile.BadZipFile, ValueError, KeyError, RuntimeError, EOFError, struct.error, OverflowError)
 
 
 class _Storage(NamedTuple):
-    """A row of numbers in the file: `count` of them from byte `start`."""
+    """A row of numbers in the file: `size` of them from byte `start`."""
 
     dtype: np.dtype
     start: int
-    count: int
+    size: int
 
 
 def read_torch_file(path: Path) -> Any:
@@ -78,7 +78,7 @@ def read_torch_file(path: Path) -> Any:
         raise _damaged(path, " ".join(str(error).split())[:200] or type(error).__name__) from error
     if big_endian:
         raise UserError(f"{path} was written on a big-endian machine: save it again on this one")
-    calls = {
+    calls: dict[str, Callable[..., Any]] = {
         "collections.OrderedDict": dict_of_pairs,
         "torch._utils._rebuild_tensor_v2": partial(_tensor, mapped),
         "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
@@ -132,9 +132,9 @@ def _tensor(mapped: mmap.mmap, storage: Any, offset: Any, shape: Any, strides: A
     if prod(shape) == 0:
         return np.empty(shape, storage.dtype)
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if last >= storage.count or prod(shape) > storage.count:  # a stride of 0 would make numbers from nothing
-        raise ValueError(f"a tensor of {prod(shape)} numbers in a storage of {storage.count}")
-    flat = np.frombuffer(mapped, storage.dtype, storage.count - offset, storage.start + offset * storage.dtype.itemsize)
+    if last >= storage.size or prod(shape) > storage.size:  # a stride of 0 would make numbers from nothing
+        raise ValueError(f"a tensor of {prod(shape)} numbers in a storage of {storage.size}")
+    flat = np.frombuffer(mapped, storage.dtype, storage.size - offset, storage.start + offset * storage.dtype.itemsize)
     return np.lib.stride_tricks.as_strided(
         flat, shape, [stride * storage.dtype.itemsize for stride in strides], writeable=False
     )

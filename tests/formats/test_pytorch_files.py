@@ -234,7 +234,7 @@ def test_damage_is_refused_or_leaves_arrays(tmp_path):
     @given(damaged(good, good.index(b"archive/data/0")))
     def check(data):
         found = read_or_refuse(read_torch_file, path, data)
-        assert found is None or found["w"].sum() is not None
+        assert found is None or len(found["w"].tobytes()) == 48
 
     check()
 
