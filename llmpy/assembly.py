@@ -22,7 +22,7 @@ from llmpy.formats import LoadedModel, huggingface
 from llmpy.formats.hub import TOKENIZER
 from llmpy.models.gpt2 import GPT2, plan_activations, plan_parameters
 from llmpy.run_config import TrainConfig
-from llmpy.tokenizers import Tokenizer
+from llmpy.tokenizers import Tokenizer, is_trained
 
 DEFAULT_LAYERS, DEFAULT_CHANNELS = 3, 128
 # For a width that comes without a number of heads: the first that divides.
@@ -162,7 +162,7 @@ def _shards(source: str, split: str) -> list[Path] | None:
 
 def _of_shards(config: TrainConfig, train: list[Path], initial: LoadedModel | None) -> TokenData:
     spec = config.tokenizer
-    if spec is not None and spec.startswith("bpe:"):
+    if spec is not None and is_trained(spec):
         raise UserError(f"--tokenizer {spec}: {config.data} holds tokens already, and none can be trained on them")
     if spec is None and (beside := train[0].parent / TOKENIZER).exists():
         spec = str(beside)
