@@ -19,8 +19,8 @@ import numpy as np
 from llmpy.config import LlamaConfig
 from llmpy.errors import UserError
 from llmpy.files import write_atomic
-from llmpy.formats.llama_parts import Part, checked_config, llama_parts, read_parts
 from llmpy.formats.llmc import check_size
+from llmpy.formats.parts import Part, checked_config, parts, read_parts
 from llmpy.parameters import Parameters
 from llmpy.progress import bar
 
@@ -163,7 +163,7 @@ class Llama2cFile:
 
 def _in_order(header: Header) -> Iterator[Part]:
     order = {name: i for i, name in enumerate(_ORDER[header.version])}
-    return iter(sorted(llama_parts(header.config), key=lambda part: (order[part.name], part.layer or 0)))
+    return iter(sorted(parts(header.config), key=lambda part: (order[part.name], part.layer or 0)))
 
 
 def _is_quantized(part: Part, header: Header) -> bool:
@@ -189,7 +189,7 @@ def read_model(path: Path) -> tuple[LlamaConfig, Parameters]:
         stored = file.stored(part)
         return stored.dequantize() if isinstance(stored, Q8Tensor) else stored
 
-    return file.config, read_parts(file.config, read)
+    return file.config, read_parts(file.config, read, interleaved=True)
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -199,10 +199,9 @@ def write_model(path: Path, config: LlamaConfig, parameters: Parameters, version
     """Writes a file of version 0, 1 or 2, whole or not at all. UserError for a model that llama2.c cannot run."""
     check_can_be_written(config)
     header = Header(version, config, group_size_for(config) if version == 2 else 0)
-    parts = list(_in_order(header))
     with write_atomic(path) as file, bar("writing", _length(header), "B") as progress:
         file.write(_header_bytes(header))
-        for part in parts:
+        for part in _in_order(header):
             _write_part(file, part.stored(parameters, config, interleaved=True), header)
             if _bytes_behind(part, header):
                 for table in rotations(config):

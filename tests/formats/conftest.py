@@ -11,7 +11,7 @@ import pytest
 from llmpy.config import GPT2Config, LlamaConfig
 from llmpy.files import sha256_of
 from llmpy.formats import huggingface
-from llmpy.formats.llama_parts import take_parameters
+from llmpy.formats.parts import take_parameters
 from llmpy.memory import MemoryPlan
 from llmpy.models.gpt2 import GPT2
 from llmpy.parameters import Parameters

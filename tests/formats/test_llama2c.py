@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llmpy.config import LlamaConfig
 from llmpy.errors import UserError
 from llmpy.formats import llama2c
-from llmpy.formats.llama_parts import llama_parts, reorder
+from llmpy.formats.parts import parts, reorder
 from tests.formats.conftest import LLAMA, llama_parameters
 from tests.formats.damage import damaged, read_or_refuse
 
@@ -150,7 +150,7 @@ def test_quantized_tensors_are_as_they_are_stored(tmp_path):
     parameters = llama_parameters(UNTIED)
     llama2c.write_model(tmp_path / "m.bin", UNTIED, parameters, 2)
     file = llama2c.Llama2cFile(tmp_path / "m.bin")
-    for part in llama_parts(UNTIED):
+    for part in parts(UNTIED):
         stored, expected = file.stored(part), part.of(parameters)
         if isinstance(stored, llama2c.Q8Tensor):
             assert (stored.values.dtype, stored.values.shape) == (np.int8, part.shape)
