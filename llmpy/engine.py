@@ -10,9 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
-from llmpy.config import GPT2Config
+from llmpy.config import ModelConfig
 from llmpy.errors import UserError
-from llmpy.models.gpt2_decode import GPT2Decoder
+from llmpy.models import Decoder, new_decoder
 from llmpy.parameters import Parameters
 from llmpy.rng import Xorshift
 from llmpy.sampling import Sampling, sample
@@ -20,10 +20,10 @@ from llmpy.tokenizers import StreamDecoder, Tokenizer
 
 
 class Model(Protocol):
-    """What the engine needs of a model: `llmpy.load` gives one, a GPT2 in training is one."""
+    """What the engine needs of a model: `llmpy.load` gives one, a model in training is one."""
 
     @property
-    def config(self) -> GPT2Config: ...
+    def config(self) -> ModelConfig: ...
     @property
     def parameters(self) -> Parameters: ...
 
@@ -34,7 +34,7 @@ class Engine:
     def __init__(self, model: Model, backend: str = "cpu", tokenizer: Tokenizer | None = None) -> None:
         self.model, self.backend = model, backend
         self.tokenizer: Tokenizer | None = tokenizer or getattr(model, "tokenizer", None)
-        self._decoder: GPT2Decoder | None = None
+        self._decoder: Decoder | None = None
 
     def generate(
         self,
@@ -68,7 +68,8 @@ class Engine:
     def _generate(
         self, prompt: np.ndarray, max_tokens: int, sampling: Sampling, randoms: list[Xorshift], stop_ids: frozenset[int]
     ) -> Iterator[list[int | None]]:
-        decoder, S, T = self._take_decoder(len(randoms)), len(randoms), self.model.config.context
+        decoder, S = self._take_decoder(len(randoms)), len(randoms)
+        T = decoder.config.context  # the model's, or what there is memory for
         V = min(self.model.config.vocab_size, self.tokenizer.vocab_size if self.tokenizer else 2**31)
         context = np.zeros((S, T), np.int32)  # the tokens whose keys and values are in the cache
         position = min(len(prompt), T)
@@ -98,10 +99,10 @@ class Engine:
                 context[:, position - 1] = newest
                 logits = decoder.prefill(context[:, :position])
 
-    def _take_decoder(self, sequences: int) -> GPT2Decoder:
+    def _take_decoder(self, sequences: int) -> Decoder:
         if self._decoder is None or self._decoder.sequences != sequences:
             self._decoder = None  # its memory goes before the next is taken
-            self._decoder = GPT2Decoder(self.model.config, self.model.parameters, self.backend, sequences)
+            self._decoder = new_decoder(self.model.config, self.model.parameters, self.backend, sequences)
         return self._decoder
 
     def stream(

@@ -1,1 +1,47 @@
-"""The models: each a table of parameters, a forward and a backward pass, written over the kernel contract."""
+"""The models: each a table of parameters, a forward and a backward pass, written over the kernel contract.
+
+Which of them a config describes is decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from llmpy.config import LlamaConfig, ModelConfig
+from llmpy.memory import MemoryPlan
+from llmpy.models import gpt2
+from llmpy.models.gpt2 import GPT2
+from llmpy.models.gpt2_decode import GPT2Decoder
+from llmpy.models.llama import Llama
+from llmpy.models.llama_decode import LlamaDecoder
+from llmpy.models.transformer import plan_parameters
+from llmpy.parameters import Parameters
+
+Model = GPT2 | Llama
+Decoder = GPT2Decoder | LlamaDecoder
+
+
+def new_model(
+    config: ModelConfig,
+    backend: str = "cpu",
+    batch_size: int | None = None,
+    sequence_length: int | None = None,
+    recompute: int = 0,
+) -> Model:
+    """A model of the config's family, its parameters not yet drawn; the arguments are those of Transformer."""
+    family = Llama if isinstance(config, LlamaConfig) else GPT2
+    return family(config, backend, batch_size, sequence_length, recompute)  # type: ignore[arg-type]
+
+
+def new_decoder(config: ModelConfig, parameters: Parameters, backend: str = "cpu", sequences: int = 1) -> Decoder:
+    """What generates with these parameters, `sequences` texts at a time."""
+    family = LlamaDecoder if isinstance(config, LlamaConfig) else GPT2Decoder
+    return family(config, parameters, backend, sequences)  # type: ignore[arg-type]
+
+
+def plan_training(config: ModelConfig, B: int, T: int, recompute: int) -> MemoryPlan:
+    """The memory that training takes: parameters, and what passes over B sequences of T tokens need."""
+    plan = plan_parameters(config, training=True)
+    if isinstance(config, LlamaConfig):
+        Llama.plan_activations(plan, config, B, T, recompute)
+    else:
+        gpt2.plan_activations(plan, config, B, T, recompute)
+    return plan

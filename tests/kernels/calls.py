@@ -45,6 +45,10 @@ def make(operation, arrays):
             return Call(operation, (empty(N, C), empty(N), empty(N), new(N, C), new(C), new(C)), (0, 1, 2))
         case "layernorm_backward":
             return Call(operation, (new(N, C), new(C), new(C), new(N, C), new(N, C), new(C), new(N), new(N)), (0, 1, 2))
+        case "rmsnorm_forward":
+            return Call(operation, (empty(N, C), empty(N), new(N, C), new(C)), (0, 1))
+        case "rmsnorm_backward":
+            return Call(operation, (new(N, C), new(C), new(N, C), new(N, C), new(C), new(N)), (0, 1))
         case "linear_forward":
             return Call(operation, (empty(N, OC), new(N, C), new(OC, C), new(OC)), (0,), {"residual": new(N, OC)})
         case "linear_backward":
@@ -58,6 +62,14 @@ def make(operation, arrays):
             return Call(operation, (empty(N, C), new(N, C)), (0,))
         case "gelu_backward":
             return Call(operation, (empty(N, C), new(N, C), new(N, C)), (0,))
+        case "swiglu_forward":
+            return Call(operation, (empty(N, C), new(N, 2 * C)), (0,))
+        case "swiglu_backward":
+            return Call(operation, (empty(N, 2 * C), empty(N, C), new(N, C), new(N, 2 * C)), (0, 1))
+        case "rope_forward" | "rope_backward":
+            return Call(operation, (arrays.qkv(B, T, NH, NKV, hs)[0], new(T, hs // 2), new(T, hs // 2)), (0,))
+        case "dropout":
+            return Call(operation, (empty(N, C), new(N, C), 0.3, 2**63 + 5), (0,), {"residual": new(N, C)})
         case "attention_forward":
             return Call(operation, (empty(*y), empty(*lse), *arrays.qkv(B, T, NH, NKV, hs)), (0, 1))
         case "attention_backward":

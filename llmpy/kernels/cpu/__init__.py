@@ -7,12 +7,16 @@ run compiled; without it each kernel is compiled at its first call.
 from llmpy.kernels.cpu.attention import attention_backward, attention_decode, attention_forward
 from llmpy.kernels.cpu.classifier import classifier_backward, classifier_forward
 from llmpy.kernels.cpu.compile import compile_all, compile_half
+from llmpy.kernels.cpu.dropout import dropout
 from llmpy.kernels.cpu.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cpu.gelu import gelu_backward, gelu_forward
 from llmpy.kernels.cpu.isa import ISA
 from llmpy.kernels.cpu.layernorm import layernorm_backward, layernorm_forward
 from llmpy.kernels.cpu.linear import linear_backward, linear_forward
 from llmpy.kernels.cpu.optimizer import adamw, global_norm
+from llmpy.kernels.cpu.rmsnorm import rmsnorm_backward, rmsnorm_forward
+from llmpy.kernels.cpu.rope import rope_backward, rope_forward
+from llmpy.kernels.cpu.swiglu import swiglu_backward, swiglu_forward
 from llmpy.kernels.cpu.workspace import physical_cores, scratch_bytes, set_threads
 
 __all__ = [
@@ -25,6 +29,7 @@ __all__ = [
     "classifier_forward",
     "compile_all",
     "compile_half",
+    "dropout",
     "embedding_backward",
     "embedding_forward",
     "gelu_backward",
@@ -35,8 +40,14 @@ __all__ = [
     "linear_backward",
     "linear_forward",
     "physical_cores",
+    "rmsnorm_backward",
+    "rmsnorm_forward",
+    "rope_backward",
+    "rope_forward",
     "scratch_bytes",
     "set_threads",
+    "swiglu_backward",
+    "swiglu_forward",
 ]
 
 set_threads()

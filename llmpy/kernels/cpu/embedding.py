@@ -1,7 +1,8 @@
-"""Token and position embedding: x[b, t] = wte[tokens[b, t]] + wpe[start + t]."""
+"""Token and position embedding: x[b, t] = wte[tokens[b, t]] + wpe[start + t]; without wpe, of tokens alone."""
 
 from __future__ import annotations
 
+import numpy as np
 from numba import prange
 
 from llmpy.kernels.cpu.compile import cube, i32, i64, kernel, matrix
@@ -9,11 +10,17 @@ from llmpy.kernels.cpu.compile import cube, i32, i64, kernel, matrix
 COLUMNS = (
     64  # to a task of the backward pass: each owns some columns of all rows, so that no two threads add to one number
 )
+_NONE = np.zeros((0, 0), np.float32)
 
 
-def embedding_forward(x, tokens, wte, wpe, start=0):
+def embedding_forward(x, tokens, wte, wpe=None, start=0):
     """tokens int32 [B, T], wte [V, C], wpe [maxT, C] -> x [B, T, C]; `start` is the position of the first token."""
-    _embedding_forward(x, tokens, wte, wpe, start)
+    _embedding_forward(x, tokens, wte, _NONE if wpe is None else wpe, start)
+
+
+def embedding_backward(dwte, dwpe, dx, tokens):
+    """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C], or None, are added to, in the order of the rows."""
+    _embedding_backward(dwte, _NONE if dwpe is None else dwpe, dx, tokens)
 
 
 @kernel(cube, i32[:, :], matrix, matrix, i64)  # tokens may be a part of a longer array
@@ -23,19 +30,24 @@ def _embedding_forward(x, tokens, wte, wpe, start):
         b, t = row // T, row % T
         token = tokens[b, t]
         for c in range(C):
-            x[b, t, c] = wte[token, c] + wpe[start + t, c]
+            x[b, t, c] = wte[token, c]
+        if len(wpe):
+            for c in range(C):
+                x[b, t, c] += wpe[start + t, c]
 
 
 @kernel(matrix, matrix, cube, i32[:, :])
-def embedding_backward(dwte, dwpe, dx, tokens):
-    """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C] are added to, in the order of the rows."""
+def _embedding_backward(dwte, dwpe, dx, tokens):
     B, T, C = dx.shape
     for block in prange((C + COLUMNS - 1) // COLUMNS):
         start, end = block * COLUMNS, min(C, (block + 1) * COLUMNS)
         for b in range(B):
             for t in range(T):
                 gradient = dx[b, t, start:end]
-                by_token, by_position = dwte[tokens[b, t], start:end], dwpe[t, start:end]
+                by_token = dwte[tokens[b, t], start:end]
                 for c in range(gradient.size):
                     by_token[c] += gradient[c]
-                    by_position[c] += gradient[c]
+                if len(dwpe):
+                    by_position = dwpe[t, start:end]
+                    for c in range(gradient.size):
+                        by_position[c] += gradient[c]

@@ -35,9 +35,11 @@ def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):
 def linear_backward(dx, dw, db, dy, x, w, pre_gelu=None, accumulate=True):
     """dy [N, OC], x [N, C], w [OC, C] -> dx [N, C]; dw [OC, C] is added to (or written), db [OC] added to.
 
-    dx may be x itself, or None; with `pre_gelu` [N, C], where x = gelu(pre_gelu), dx is the gradient of pre_gelu.
+    dx may be x itself; each of the three may be None; with `pre_gelu` [N, C], where x = gelu(pre_gelu), dx is the
+    gradient of pre_gelu.
     """
-    gemm(dw, dy, x, TN, accumulate=accumulate)
+    if dw is not None:
+        gemm(dw, dy, x, TN, accumulate=accumulate)
     if db is not None:
         add_column_sums(db, dy)
     if dx is not None:
