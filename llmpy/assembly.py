@@ -23,7 +23,7 @@ from llmpy.formats.hub import TOKENIZER
 from llmpy.models import Model, new_model, plan_training
 from llmpy.models.transformer import plan_parameters
 from llmpy.run_config import TrainConfig
-from llmpy.tokenizers import Tokenizer
+from llmpy.tokenizers import Tokenizer, is_trained
 
 DEFAULT_LAYERS, DEFAULT_CHANNELS = 3, 128
 # For a width that comes without a number of heads: the first that divides.
@@ -163,7 +163,7 @@ def _shards(source: str, split: str) -> list[Path] | None:
 
 def _of_shards(config: TrainConfig, train: list[Path], initial: LoadedModel | None) -> TokenData:
     spec = config.tokenizer
-    if spec is not None and spec.startswith("bpe:"):
+    if spec is not None and is_trained(spec):
         raise UserError(f"--tokenizer {spec}: {config.data} holds tokens already, and none can be trained on them")
     if spec is None and (beside := train[0].parent / TOKENIZER).exists():
         spec = str(beside)

@@ -123,7 +123,7 @@ class Engine:
             raise UserError("the model has no tokenizer beside it: give Engine one (tokenizer=)")
         ids, stop_ids = prompt_ids(self.tokenizer, prompt), stop_ids_of(self.tokenizer, stop)
         steps = self.generate(ids, max_tokens, temperature, top_k, top_p, seed, stop_ids)
-        return _decode(steps, StreamDecoder(self.tokenizer))
+        return _decode(steps, StreamDecoder(self.tokenizer, int(ids[-1])))
 
 
 def _decode(steps: Iterator[list[int | None]], decoder: StreamDecoder) -> Iterator[str]:
@@ -136,6 +136,8 @@ def _decode(steps: Iterator[list[int | None]], decoder: StreamDecoder) -> Iterat
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """The tokens of a prompt; of an empty one, the token that stands between texts. UserError where there is none."""
+    if tokenizer.bos is not None:
+        return np.concatenate([np.array([tokenizer.bos], np.uint32), tokenizer.encode(text)])
     if text:
         return tokenizer.encode(text)
     if tokenizer.end_of_text is None:
@@ -145,4 +147,4 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
 
 def stop_ids_of(tokenizer: Tokenizer, stop: bool = True) -> tuple[int, ...]:
     """The ids at which to stop."""
-    return (tokenizer.end_of_text,) if stop and tokenizer.end_of_text is not None else ()
+    return tokenizer.stop_ids if stop else ()

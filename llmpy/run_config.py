@@ -66,8 +66,8 @@ class TrainConfig:
     tokenizer: str | None = _setting(
         "data",
         None,
-        "bytes, gpt2, bpe:N (N tokens, trained on the text) or a tokenizer's file (default: that of the model or the "
-        "shards, else bpe:3072)",
+        "bytes, gpt2, bpe:N or sentencepiece:N (N tokens, trained on the text) or a tokenizer's file (default: that of "
+        "the model or the shards, else bpe:3072)",
         metavar="KIND",
     )
 

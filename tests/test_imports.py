@@ -28,6 +28,7 @@ LAYERS = (
         "llmpy.data",
         "llmpy.formats",
         "llmpy.models",
+        "llmpy.sentencepiece_files",
         "llmpy.tokenizer_files",
         "llmpy.tokenizers",
     ),
@@ -35,7 +36,10 @@ LAYERS = (
     ("llmpy.kernels",),
     ("llmpy.download", "llmpy.errors", "llmpy.files", "llmpy.memory", "llmpy.progress", "llmpy.rng"),
 )
-HEAVY = ("numba", "llvmlite", "torch", "transformers", "tokenizers", "tiktoken", "huggingface_hub", "matplotlib")
+HEAVY = (
+    *("numba", "llvmlite", "torch", "transformers", "tokenizers", "tiktoken", "sentencepiece", "huggingface_hub"),
+    "matplotlib",
+)
 
 
 def module_name(path: Path) -> str:

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     )
     clock = Clock(steps)
     with_utf8_stdout()
-    print_samples(clock, prompt, [StreamDecoder(tokenizer) for _ in range(args.num_samples)])
+    print_samples(clock, prompt, [StreamDecoder(tokenizer, int(ids[-1])) for _ in range(args.num_samples)])
     print(clock.report(len(ids), start) + f"; --seed {seed}", file=sys.stderr)
     return 0
 
