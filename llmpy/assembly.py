@@ -20,6 +20,7 @@ from llmpy.data.shards import dtype_for, is_shard, shard_files, shard_info
 from llmpy.errors import UserError
 from llmpy.formats import LoadedModel, huggingface
 from llmpy.formats.hub import TOKENIZER
+from llmpy.formats.parts import in_memory_interleaved, parts
 from llmpy.models import Model, new_model, plan_training
 from llmpy.models.transformer import plan_parameters
 from llmpy.run_config import TrainConfig
@@ -82,7 +83,8 @@ def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
     if initial is None and checkpoint is None:
         model.initialize(config.seed)
     elif initial is not None:
-        model.parameters.flat[:] = initial.parameters.flat
+        for part in parts(shape):
+            part.fill(model.parameters, shape, part.of(initial.parameters), in_memory_interleaved(initial.config))
     return Assembly(_filled_in(config, shape, train, data), model, train, val, data.tokenizer, data.fingerprint)
 
 
@@ -227,15 +229,18 @@ def _shape(config: TrainConfig, data: TokenData, initial: LoadedModel | None) ->
                 f"the tokenizer {config.tokenizer or data.tokenizer_spec} has {V} tokens, and {config.model} knows "
                 f"{initial.config.vocab_size}: give the --tokenizer that the model was made with"
             )
-        return initial.config
+        return _as_in_checkpoints(initial.config)
     if config.model is not None:
-        shape = from_descriptor(config.model, V)
-        # Checkpoints are Hugging Face's, and so is the order in which the model keeps what positions rotate.
-        return replace(shape, rope_interleaved=False) if isinstance(shape, LlamaConfig) else shape
+        return _as_in_checkpoints(from_descriptor(config.model, V))
     channels = config.channels or DEFAULT_CHANNELS
     head_size = next(size for size in HEAD_SIZES if channels % size == 0)
     heads = config.heads or channels // head_size
     return GPT2Config(V, config.sequence_length, config.layers or DEFAULT_LAYERS, heads, channels)
+
+
+def _as_in_checkpoints(shape: ModelConfig) -> ModelConfig:
+    """A model in training keeps the channels that positions rotate in the order of its checkpoints, Hugging Face's."""
+    return replace(shape, rope_interleaved=False) if isinstance(shape, LlamaConfig) else shape
 
 
 def check_memory(shape: ModelConfig, config: TrainConfig) -> None:
