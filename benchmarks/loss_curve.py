@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from llmpy import kernels
-from llmpy.bench import loss_curve, machine, peers, precisions
+from llmpy.bench import loss_curve, machine, peers
 from llmpy.config import GPT2Config
 from llmpy.data.corpora import open_corpus
 from llmpy.errors import UserError
 from llmpy.files import write_text_atomic
+from llmpy.precision import resolve
 from llmpy.progress import Bar, bar
 from llmpy.tokenizers import Tokenizer
 
@@ -72,10 +73,10 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     peers.require_torch()
-    precision = precisions.resolve(args.precision)
+    precision = resolve(args.precision)
     steps = args.steps or STEPS[precision]
     for each in {"float32", precision}:  # in bfloat16 both are trained
-        kernels.start("cpu", **precisions.keyword(each))
+        kernels.start("cpu", precision=each)
     text = "".join(piece.text for piece in open_corpus(args.text).pieces())
     tokenizer = Tokenizer.from_spec(args.tokenizer, [text])
     config = GPT2Config(tokenizer.vocab_size, args.sequence_length, args.layers, args.heads, args.channels)

@@ -35,7 +35,7 @@ def _shapes(spec: ParameterSpec) -> list[tuple[int, int]]:
 
 
 class BFloat16Weights:
-    """For every matrix that a product reads, a `Weight` of the backend: `.layers[i].qkvw`, `.wte`.
+    """For every matrix that a product reads, a `Weight` of the backend: `.layers[i].qkvw`, `["wte"]`.
 
     `stochastic`: round each number up or down at random, so that the mean is right, instead of to the nearest: then
     changes too small for bfloat16 still move the weights now and then. Which way depends on `seed` and the step alone.
@@ -51,6 +51,7 @@ class BFloat16Weights:
     ) -> None:
         self.kernels, self.parameters, self.stochastic, self.seed = kernels, parameters, stochastic, seed
         self.layers = [SimpleNamespace() for _ in parameters.layers]
+        self._single: dict[str, Any] = {}
         self._matrices: list[tuple[slice, Any]] = []  # where the float32 matrix lies in the flat buffer, and its copy
         start = 0
         for spec in parameters.table:
@@ -58,9 +59,24 @@ class BFloat16Weights:
             for layer, shape in enumerate(_shapes(spec)):
                 size, count = kernels.weight_size(*shape), shape[0] * shape[1]
                 weight = kernels.Weight(arrays[_NAME][start : start + size], *shape)
-                setattr(self.layers[layer] if spec.per_layer else self, spec.name, weight)
+                if spec.per_layer:
+                    setattr(self.layers[layer], spec.name, weight)
+                else:
+                    self._single[spec.name] = weight
                 self._matrices.append((slice(first + layer * count, first + (layer + 1) * count), weight))
                 start += size
+
+    @classmethod
+    def of(cls, kernels: ModuleType, parameters: Parameters) -> BFloat16Weights:
+        """A copy of the parameters in memory of its own."""
+        plan = MemoryPlan()
+        plan_weights(plan, kernels, parameters.table)
+        weights = cls(kernels, parameters, plan.take())
+        weights.pack()
+        return weights
+
+    def __getitem__(self, name: str) -> Any:
+        return self._single[name]
 
     def matrices(self, step: int) -> Iterator[tuple[slice, Any, int]]:
         """Every matrix: its place in the flat buffer, its `Weight`, and how it is rounded at this step."""

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from llmpy import kernels
-from llmpy.bench import machine, peers, precisions, timing
+from llmpy.bench import machine, peers, timing
 from llmpy.config import GPT2Config
+from llmpy.precision import dtype
 from llmpy.progress import bar
 
 
@@ -29,12 +30,12 @@ class Heads:
         """Random, [B, T, 3, NH, hs]."""
         shape = (self.B, self.T, 3, self.NH, self.hs)
         values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-        return values.astype(precisions.dtype(self.precision), copy=False)
+        return values.astype(dtype(self.precision), copy=False)
 
 
 def our_attention(heads: dict[str, Any], threads: int) -> Callable[[], object]:
     shape = Heads(**heads)
-    backend = kernels.start("cpu", threads, **precisions.keyword(shape.precision))
+    backend = kernels.start("cpu", threads, precision=shape.precision)
     qkv, dqkv = shape.qkv(), shape.qkv()
     q, k, v, dq, dk, dv = (a[:, :, i] for a in (qkv, dqkv) for i in range(3))
     y, dy = np.empty(q.shape, q.dtype), np.ones(q.shape, q.dtype)
@@ -75,7 +76,7 @@ def bench(
     precision: str = "float32",
 ) -> dict[str, Any]:
     """Attention of one layer at each length, ours and the rival's in turn."""
-    kernels.start("cpu", threads, **precisions.keyword(precision))
+    kernels.start("cpu", threads, precision=precision)
     results: list[dict[str, Any]] = []
     with ExitStack() as stack, bar("measuring", len(lengths) * rounds * (2 if rival else 1), "turns") as shown:
         settings = peers.thread_settings(threads)

@@ -15,11 +15,11 @@ import numpy as np
 from numba import prange
 
 from llmpy import kernels
-from llmpy.bench import precisions, timing
-from llmpy.kernels.cpu.compile import f32, i64, kernel, matrix, vector
-from llmpy.kernels.cpu.gemm import MR, NR, tile
+from llmpy.bench import timing
+from llmpy.kernels.cpu.compile import f32, helper, i64, kernel, matrix, vector
 from llmpy.kernels.cpu.isa import ISA
 from llmpy.kernels.cpu.microkernel import STORE
+from llmpy.kernels.cpu.products import BFLOAT16, FLOAT32, Products
 from llmpy.memory import MemoryPlan
 
 SECONDS = 0.5  # to measure one ceiling for
@@ -54,7 +54,7 @@ def ask(precision: str, threads: int) -> Ceilings:
 
 def measuring(precision: str, threads: int, seconds: float) -> Callable[[], dict[str, float]]:
     """For a worker: the work, which returns the fields of Ceilings; `seconds` for each."""
-    kernels.start("cpu", threads, **precisions.keyword(precision))
+    kernels.start("cpu", threads, precision=precision)
     return lambda: asdict(Ceilings(product_flops(precision, threads, seconds), memory_bandwidth(seconds)))
 
 
@@ -62,16 +62,17 @@ def product_flops(precision: str, threads: int, seconds: float) -> float:
     """Operations a second of what makes our products in this precision."""
     if precision == "float32" and not ISA.own_gemm:
         return library_flops(seconds)
-    return tile_flops(TILES[precision], threads, seconds)
+    tiles, P = TILES[precision]
+    return tile_flops(tiles, P, threads, seconds)
 
 
-def tile_flops(tiles: Callable[..., None], threads: int, seconds: float) -> float:
+def tile_flops(tiles: Callable[..., None], P: Products, threads: int, seconds: float) -> float:
     """Operations a second of a micro-kernel, with a pair of panels in the caches of every core."""
     plan = MemoryPlan()
-    plan.add("panels", "panels", threads, DEPTH * (MR + NR) + MR * NR)
+    plan.add("panels", "panels", threads, DEPTH * (P.MR + P.NR) + P.MR * P.NR)
     panels, count = plan.take()["panels"], 2000  # a few ms
     panels.view(np.uint8)[...] = 0x3F  # 0.747 in any precision
-    return threads * count * 2 * DEPTH * MR * NR / fastest(lambda: tiles(panels, count), seconds)
+    return threads * count * 2 * DEPTH * P.MR * P.NR / fastest(lambda: tiles(panels, count), seconds)
 
 
 def library_flops(seconds: float) -> float:
@@ -106,17 +107,37 @@ def fastest(work: Callable[[], Any], seconds: float) -> float:
     return min(times)
 
 
-@kernel(matrix, i64)
-def _tiles_float32(panels, count):  # type: ignore[no-untyped-def]
-    """panels [threads, DEPTH * (MR + NR) + MR * NR]: of each thread an A panel, a B panel and the tile of C."""
-    for thread in prange(panels.shape[0]):
-        a = panels[thread].ctypes.data
-        b, c = a + DEPTH * MR * 4, a + DEPTH * (MR + NR) * 4
+def _make_loop(P: Products) -> Any:
+    """loop(space, count): so many tiles from one pair of panels; `space` holds the tile of C, the A and the B panel."""
+    MR, NR, item, tile, begin, end = P.MR, P.NR, P.item, P.tile, P.begin, P.end
+
+    @helper
+    def loop(space, count):  # type: ignore[no-untyped-def]
+        a = space + MR * NR * 4
+        begin()
         for _ in range(count):
-            tile(DEPTH, a, b, c, NR, STORE)
+            tile(DEPTH, a, a + DEPTH * MR * item, space, NR, STORE)
+        end()
+
+    return loop
 
 
-TILES: dict[str, Callable[..., None]] = {"float32": _tiles_float32}
+_loop_float32, _loop_bfloat16 = _make_loop(FLOAT32), _make_loop(BFLOAT16)
+
+
+@kernel(matrix, i64, precisions=("float32",))
+def _tiles_float32(panels, count):  # type: ignore[no-untyped-def]
+    for thread in prange(panels.shape[0]):
+        _loop_float32(panels[thread].ctypes.data, count)
+
+
+@kernel(matrix, i64, precisions=("bfloat16",))
+def _tiles_bfloat16(panels, count):  # type: ignore[no-untyped-def]
+    for thread in prange(panels.shape[0]):
+        _loop_bfloat16(panels[thread].ctypes.data, count)
+
+
+TILES = {"float32": (_tiles_float32, FLOAT32), "bfloat16": (_tiles_bfloat16, BFLOAT16)}
 
 
 @kernel(vector, vector, f32)

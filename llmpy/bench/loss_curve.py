@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmpy.bench import precisions
 from llmpy.config import GPT2Config
 from llmpy.models.gpt2 import GPT2
 from llmpy.optimizer import AdamW, clip_scale, learning_rate
@@ -45,14 +44,13 @@ class Curve:
 
     def initial(self, precision: str = "float32") -> GPT2:
         """The model before the first step, ready to be trained."""
-        options = precisions.keyword(precision)
-        return GPT2(self.config, "cpu", self.batch_size, self.sequence_length, **options).initialize(42)
+        return GPT2(self.config, "cpu", self.batch_size, self.sequence_length, precision=precision).initialize(42)
 
 
 def ours(curve: Curve, bar: Bar, precision: str = "float32") -> list[float]:
     """The loss of every step."""
     model = curve.initial(precision)
-    optimizer = AdamW(model.kernels, model.parameters, model.gradients, model.arrays["m"], model.arrays["v"])
+    optimizer = AdamW.of(model)
     losses = []
     for step, (x, y) in enumerate(curve.batches()):
         losses.append(model.loss_and_gradients(x, y))

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from llmpy import kernels
-from llmpy.bench import ceilings, machine, peers, precisions, timing
+from llmpy.bench import ceilings, machine, peers, timing
 from llmpy.config import GPT2Config
 from llmpy.errors import UserError
 from llmpy.memory import MemoryPlan
 from llmpy.models.gpt2 import LOGITS_ROWS
+from llmpy.precision import dtype
 from llmpy.progress import bar
 
 KINDS = ("forward", "dx", "dw")
@@ -45,7 +46,7 @@ class Product:
         """Random x [rows, C], w [OC, C], dy [rows, OC], for every contestant on huge pages as in a model."""
         plan, random = MemoryPlan(), np.random.default_rng(0)
         for name, *shape in (("x", self.rows, self.C), ("w", self.OC, self.C), ("dy", self.rows, self.OC)):
-            plan.add("operands", name, *shape, dtype=precisions.dtype(self.precision))
+            plan.add("operands", name, *shape, dtype=dtype(self.precision))
         arrays = plan.take()
         for array in arrays.values():
             array[...] = random.standard_normal(array.shape, np.float32)
@@ -75,15 +76,14 @@ def products(config: GPT2Config, rows: Sequence[int], precision: str = "float32"
 
 def our_product(product: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
     work = Product(**product)
-    backend = kernels.start("cpu", threads, **precisions.keyword(work.precision))
+    kernels.start("cpu", threads, precision=work.precision)
     from llmpy.kernels.cpu.gemm import NN, NT, TN, gemm
 
-    multiply = gemm if work.precision == "float32" else backend.gemm_bf16
     x, w, dy = work.operands()
     operands = {"forward": (dy, x, w, NT), "dx": (x, dy, w, NN), "dw": (work.gradient(w), dy, x, TN)}[work.kind]
 
     def run() -> np.ndarray:
-        multiply(*operands)
+        gemm(*operands)
         return operands[0]
 
     return run
@@ -130,7 +130,7 @@ def bench(
             f"matmul in {precision} needs a peer, and NumPy has no {precision}: add --against torch, or"
             " take --precision float32"
         )
-    kernels.start("cpu", threads, **precisions.keyword(precision))
+    kernels.start("cpu", threads, precision=precision)
     ceiling = ceilings.ask(precision, threads)
     todo = products(config, rows, precision)
     results = []

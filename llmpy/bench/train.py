@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmpy import kernels
-from llmpy.bench import machine, peers, precisions, timing
+from llmpy.bench import machine, peers, timing
 from llmpy.config import GPT2Config
 from llmpy.errors import UserError
 from llmpy.progress import Bar, bar
@@ -50,11 +50,11 @@ def our_step(
     from llmpy.optimizer import AdamW, clip_scale
 
     work = Step.from_dict(step)
-    options = precisions.keyword(work.precision)
-    kernels.start("cpu", work.threads, **options)
-    model = GPT2(work.config, "cpu", work.batch_size, work.sequence_length, work.recompute, **options).initialize()
+    kernels.start("cpu", work.threads, work.precision)
+    shape = (work.config, "cpu", work.batch_size, work.sequence_length, work.recompute)
+    model = GPT2(*shape, precision=work.precision).initialize()
     model.kernels = observe(model.kernels)
-    optimizer = AdamW(model.kernels, model.parameters, model.gradients, model.arrays["m"], model.arrays["v"])
+    optimizer = AdamW.of(model)
     x, y = work.tokens()
     done = 0
 
@@ -101,7 +101,7 @@ def pytorch_step(step: dict[str, Any], compiled: bool) -> Callable[[], object]:
 def bench(step: Step, rounds: int, rivals: list[peers.Peer]) -> dict[str, Any]:
     """Measure our step, and each rival's beside it. benchmarks/README.md describes the fields of the result."""
     kernels.start(
-        "cpu", step.threads, **precisions.keyword(step.precision)
+        "cpu", step.threads, precision=step.precision
     )  # compiled here, where it shows, and read from disk by the worker
     turns = rounds * max(1, 2 * len(rivals))
     with timing.worker("llm.py") as us, bar("measuring", turns, "turns") as shown:

@@ -29,12 +29,13 @@ def work_of(operation: str, arguments: Mapping[str, Any]) -> Work:
     match operation:
         case "linear_forward":
             (N, OC), C = a["y"].shape, a["x"].shape[1]
-            moved = _bytes(a["y"], a["x"], a["w"], a["b"], a.get("residual"), a.get("pre_gelu"))
+            moved = _bytes(a["y"], a["x"], a["w"], a["b"], a["residual"], a["pre_gelu"])
             return Work(f"{operation} {OC} x {C}", 2 * N * OC * C, moved)
         case "linear_backward":
             (N, OC), C = a["dy"].shape, a["x"].shape[1]
             products = 1 if a["dx"] is None else 2
-            moved = _bytes(a["dx"], a["dw"], a["db"], a["db"], a["dy"], a["x"], a["w"], a.get("pre_gelu"))
+            again = (a["x"], a["x"]) if a["gelu"] else ()  # it is written, and read again by dw
+            moved = _bytes(a["dx"], a["dw"], a["db"], a["db"], a["dy"], a["x"], a["w"], *again)
             return Work(f"{operation} {OC} x {C}", products * 2 * N * OC * C, moved + _added(a))
         case "classifier_forward" | "classifier_backward":
             (N, C), V = a["x"].shape, a["logits"].shape[1]

@@ -87,12 +87,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmpy.bench import attention, matmul, peers, precisions, profile, report, train
+    from llmpy.bench import attention, matmul, peers, profile, report, train
     from llmpy.kernels import cpu
+    from llmpy.precision import resolve
 
     if args.profile and args.what != "train":
         raise UserError(f"--profile is of a training step: llmpy bench train --profile, not {args.what}")
-    precision = precisions.resolve(args.precision)
+    precision = resolve(args.precision)
     threads = cpu.set_threads(args.threads)
     lengths = args.sequence_length or ([64, 1024] if args.what == "attention" else [64])
     config = shape_of(args, max(lengths))

@@ -96,7 +96,7 @@ class _Kept(NamedTuple):
 
 def head_of(weights: Parameters | BFloat16Weights, V: int) -> Any:
     """The embedding of tokens as the weight of a product, [V, C]."""
-    return weights.wte if isinstance(weights, BFloat16Weights) else weights.wte[:V]
+    return weights["wte"] if isinstance(weights, BFloat16Weights) else weights.wte[:V]
 
 
 class GPT2:

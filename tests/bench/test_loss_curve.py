@@ -45,7 +45,6 @@ def test_three_curves_in_float32(script, capsys, tmp_path):
 
 
 def test_three_curves_in_bfloat16(script, tmp_path):
-    pytest.importorskip("llmpy.precision")
     result = script("--steps", "6", "--precision", "bf16")
     names = ["llm.py, bfloat16", "PyTorch, bfloat16 (autocast)", "llm.py, float32"]
     assert list(result["losses"]) == names

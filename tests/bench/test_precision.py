@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from llmpy import UserError
-from llmpy.bench import attention, matmul, precisions, train
+from llmpy.bench import attention, matmul, train
 from llmpy.config import GPT2Config
 
 torch = pytest.importorskip("torch")
@@ -21,11 +21,6 @@ def _threads():
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize("name", ["float32", "fp32"])
-def test_float32_by_any_name(name):
-    assert precisions.resolve(name) == "float32"
 
 
 def test_autocast_is_on_for_bfloat16_alone():

@@ -101,14 +101,8 @@ def test_products(capsys):
     assert one["share_of_ceiling"] == pytest.approx(one["gflops"]["llm.py"] / result["ceilings"]["gflops"], rel=0.1)
 
 
-@pytest.fixture
-def bfloat16():
-    """Where the kernels have it."""
-    pytest.importorskip("llmpy.precision")
-
-
 @pytest.mark.parametrize("what", ["train", "matmul", "attention"])
-def test_bfloat16_beside_pytorch(capsys, bfloat16, what):
+def test_bfloat16_beside_pytorch(capsys, what):
     pytest.importorskip("torch")
     size = ["--rows", "5"] if what == "matmul" else ["-b", "2", "-t", "8"]
     words = [what, *TINY, *size, "--precision", "bf16", "--against", "torch", "--peer-mode", "installed"]
@@ -120,7 +114,7 @@ def test_bfloat16_beside_pytorch(capsys, bfloat16, what):
         assert set(result["products"][0]["gflops"]) == {"llm.py", "PyTorch"}
 
 
-def test_all_contestants_of_a_product_compute_the_same_in_bfloat16(bfloat16):
+def test_all_contestants_of_a_product_compute_the_same_in_bfloat16():
     threads = pytest.importorskip("torch").get_num_threads()
     for product in matmul.products(GPT2Config(61, 8, 1, 2, 16), [7], "bfloat16"):
         ours = np.asarray(matmul.our_product(vars(product), threads)(), np.float32)

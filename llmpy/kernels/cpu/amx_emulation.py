@@ -33,7 +33,7 @@ def _instruction(*kinds: Any) -> Callable[[Callable[..., None]], Callable[..., N
 
 
 def _row(address: int) -> np.ndarray:
-    return np.frombuffer((ctypes.c_uint32 * 16).from_address(address), np.uint32)
+    return np.ctypeslib.as_array((ctypes.c_uint32 * 16).from_address(address))
 
 
 @_instruction(_address)

@@ -21,7 +21,7 @@ from llmpy.kernels.cpu.isa import ISA
 from llmpy.kernels.cpu.microkernel import ADD, STORE
 from llmpy.kernels.cpu.moves import Source, make_transpose
 from llmpy.kernels.cpu.products import BFLOAT16, FLOAT32, Products
-from llmpy.kernels.cpu.scalars import fetch_add, narrow_like, widen
+from llmpy.kernels.cpu.scalars import fetch_add, widen
 from llmpy.kernels.cpu.vector_math import exp
 from llmpy.kernels.cpu.workspace import scratch
 
@@ -278,7 +278,11 @@ def _make_backward(P: Products) -> Any:
         turned = space[start : start + rows * NR]
         start += rows * NR
         row_lse, mean = space[start : start + panels * NR], space[start + panels * NR : start + 2 * panels * NR]
-        k_stride, v_stride, q_stride = k.strides[1] // k.itemsize, v.strides[1] // v.itemsize, q.strides[1] // q.itemsize
+        k_stride, v_stride, q_stride = (
+            k.strides[1] // k.itemsize,
+            v.strides[1] // v.itemsize,
+            q.strides[1] // q.itemsize,
+        )
         dy_at, dy_stride = dy.ctypes.data, dy.shape[2]
         begin()
         while True:

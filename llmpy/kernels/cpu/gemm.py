@@ -139,9 +139,7 @@ def _gemm_float32(c, a, b, share_a, K, task, bias, extra, pieces, threads, share
     count[0] = 0
     for thread in prange(threads):
         space = private[thread]
-        _run_tasks_float32(
-            c, a, b, share_a, K, task, bias, extra, shared.ctypes.data, space, count.ctypes.data
-        )
+        _run_tasks_float32(c, a, b, share_a, K, task, bias, extra, shared.ctypes.data, space, count.ctypes.data)
 
 
 @kernel(*_signature, precisions=("bfloat16",))
@@ -153,9 +151,7 @@ def _gemm_bfloat16(c, a, b, share_a, K, task, bias, extra, pieces, threads, shar
     count[0] = 0
     for thread in prange(threads):
         space = private[thread]
-        _run_tasks_bfloat16(
-            c, a, b, share_a, K, task, bias, extra, shared.ctypes.data, space, count.ctypes.data
-        )
+        _run_tasks_bfloat16(c, a, b, share_a, K, task, bias, extra, shared.ctypes.data, space, count.ctypes.data)
 
 
 _NO_VECTOR, _NO_MATRIX = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)

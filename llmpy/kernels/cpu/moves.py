@@ -55,9 +55,7 @@ def _read(build: ir.IRBuilder, source: Source, address: Any, stride: Any, count:
             second = build.shuffle_vector(both, undefined, lanes(range(1, 2 * count, 2)))
         case Source.ROW_PAIRS:
             first, second = (
-                build.shl(
-                    build.zext(load(build, row, 0, halves), ir.VectorType(I32, count)), splat(I32, count, 16)
-                )
+                build.shl(build.zext(load(build, row, 0, halves), ir.VectorType(I32, count)), splat(I32, count, 16))
                 for row in (address, below)
             )
         case Source.ROUNDED_ROW_PAIRS:
