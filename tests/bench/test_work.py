@@ -35,7 +35,7 @@ def test_every_operation_of_the_contract_has_work_to_do(operation):
     everything = sum(x.nbytes for x in call.arguments if isinstance(x, np.ndarray))
     assert found.bytes > 0
     if not operation.startswith("embedding"):  # of a table only some rows are read or written
-        assert written <= found.bytes <= 2 * everything + sum(x.nbytes for x in call.options.values())
+        assert written <= found.bytes <= 2 * everything + sum(getattr(x, "nbytes", 0) for x in call.options.values())
 
 
 def test_a_linear_layer():
