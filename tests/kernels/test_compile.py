@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmpy.kernels import cpu
+from llmpy.kernels.cpu.compile import helper
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = """
@@ -63,3 +64,16 @@ def test_nothing_is_said_where_all_is_compiled():
     told = []
     cpu.compile_all(lambda *message: told.append(message))
     assert not told
+
+
+def test_helpers_that_are_made_alike_have_names_of_their_own():
+    """By which kernels of two processes are linked in one: a name for two functions would be one function for both."""
+
+    def make():
+        @helper
+        def same(x):
+            return x
+
+        return same.py_func.__qualname__
+
+    assert make() != make()
