@@ -42,12 +42,13 @@ def batch():
     return tuple(random.integers(0, BASE.vocab_size, (B, T), dtype=np.int32) for _ in range(2))
 
 
-def make(backend, batch_size=B, recompute=0, config=BASE, dropout=0.0):
+def make(backend, batch_size=B, recompute=0, config=BASE, precision="float32", dropout=0.0):
     """A model whose biases and norms are not 0 and 1: those hide mistakes."""
-    model = Llama(config, backend, batch_size, T, recompute, dropout=dropout).initialize(42)
+    model = Llama(config, backend, batch_size, T, recompute, precision, dropout=dropout).initialize(42)
     random = np.random.default_rng(42)
     for _, view in model.parameters.items():
         view += 0.05 * random.standard_normal(view.shape, dtype=np.float32)
+    model.pack_weights()
     return model
 
 
@@ -130,12 +131,14 @@ def test_two_halves_accumulated_are_the_whole_batch(backend, batch, tied):
         assert relative_error(view, whole.gradients[spec.name].astype(float)) < TOLERANCE, spec.name
 
 
-def test_steps_repeat_bit_for_bit_at_any_number_of_threads(batch):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_steps_repeat_bit_for_bit_at_any_number_of_threads(batch, precision):
+    kernels.start("cpu", precision=precision)
     results = []
     try:
         for threads in (1, 2, 1):
             cpu.set_threads(min(threads, cpu.physical_cores()))
-            model = make("cpu", dropout=0.1)
+            model = make("cpu", precision=precision, dropout=0.1)
             optimizer = AdamW.of(model)
             losses = []
             for step in range(1, 4):
@@ -145,6 +148,22 @@ def test_steps_repeat_bit_for_bit_at_any_number_of_threads(batch):
     finally:
         cpu.set_threads()
     assert results[0] == results[1] == results[2]
+
+
+def test_bfloat16_is_near_float32(batch):
+    kernels.start("cpu", precision="bfloat16")
+    exact, rounded = (make("cpu", config=VARIANTS["own head"], precision=p) for p in ("float32", "bfloat16"))
+    assert rounded.loss(*batch) == pytest.approx(exact.loss(*batch), rel=2e-3)
+    assert rounded.loss_and_gradients(*batch) == pytest.approx(exact.loss_and_gradients(*batch), rel=2e-3)
+    for spec, view in rounded.gradients.items():
+        assert relative_error(view, exact.gradients[spec.name].astype(float)) < 0.03, spec.name
+    again = make("cpu", config=VARIANTS["own head"], precision="bfloat16", recompute=2)
+    again.loss_and_gradients(*batch)
+    np.testing.assert_array_equal(again.gradients.flat, rounded.gradients.flat)
+    decoder = LlamaDecoder(exact.config, exact.parameters, "cpu", B, rounded.weights)
+    whole = exact.logits(batch[0]).astype(float)
+    assert relative_error(decoder.prefill(batch[0][:, :20]), whole[:, 19]) < 0.03
+    assert relative_error(decoder.decode(batch[0][:, 20], 20), whole[:, 20]) < 0.03
 
 
 def test_gradients_with_dropout_agree_with_differences(backend, batch):
