@@ -226,7 +226,7 @@ class BytePairTokenizer(Tokenizer):
 class HuggingFaceTokenizer(Tokenizer):
     """A byte-level tokenizer.json that others have made, with a pattern or normalisation of its own."""
 
-    def __init__(self, name: str, source: str) -> None:
+    def __init__(self, name: str, source: str, stop_ids: Iterable[int] = ()) -> None:
         import tokenizers
 
         self._source = source
@@ -240,7 +240,7 @@ class HuggingFaceTokenizer(Tokenizer):
             tokens[i] = piece.encode() if decoded is None else decoded
         end_of_text = next((ids[text] for text in _END_OF_TEXT_NAMES if text in ids), None)
         first = self._tokenizer.encode("").ids  # what the file puts before every text
-        stop_ids = [ids[text] for text in _STOP_NAMES if text in ids]
+        stop_ids = [*stop_ids, *(ids[text] for text in _STOP_NAMES if text in ids)]
         super().__init__(name, tokens, end_of_text, first[0] if len(first) == 1 else None, stop_ids)
 
     def encode(self, text: str) -> np.ndarray:
@@ -257,12 +257,12 @@ class SentencePieceTokenizer(Tokenizer):
     between documents, as llama2.c puts it; a model may end what it writes with EOS, too.
     """
 
-    def __init__(self, pieces: Pieces) -> None:
+    def __init__(self, pieces: Pieces, stop_ids: Iterable[int] = (BOS, EOS)) -> None:
         import sentencepiece
 
         self.pieces = pieces
         name = f"sentencepiece:{len(pieces.texts)}"
-        super().__init__(name, pieces.tokens(), BOS, bos=BOS, stop_ids=(BOS, EOS))
+        super().__init__(name, pieces.tokens(), BOS, BOS, stop_ids)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_files.write_model(pieces))
         except RuntimeError as error:

@@ -15,8 +15,8 @@ import numpy as np
 
 from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.errors import UserError
-from llmpy.memory import MemoryPlan
-from llmpy.parameters import Parameters, parameter_table, total_size
+from llmpy.models.transformer import plan_parameters
+from llmpy.parameters import Parameters, parameter_table
 
 _SIZES = ("vocab_size", "context", "layers", "heads", "kv_heads", "channels", "hidden", "head_size")
 
@@ -92,9 +92,7 @@ def reorder(rows: np.ndarray, heads: int, interleaved: bool) -> np.ndarray:
 
 def take_parameters(config: ModelConfig) -> Parameters:
     """Memory for the parameters of a model and nothing else. UserError where the machine has less."""
-    table, plan = parameter_table(config), MemoryPlan()
-    plan.add("parameters", "parameters", total_size(table))
-    return Parameters(table, plan.take()["parameters"])
+    return Parameters(parameter_table(config), plan_parameters(config, training=False).take()["parameters"])
 
 
 def read_parts(config: ModelConfig, read: Callable[[Part], np.ndarray], interleaved: bool) -> Parameters:
