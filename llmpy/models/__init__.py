@@ -6,6 +6,7 @@ Which of them a config describes is decided here and nowhere else.
 from __future__ import annotations
 
 from llmpy.config import LlamaConfig, ModelConfig
+from llmpy.errors import UserError
 from llmpy.memory import MemoryPlan
 from llmpy.models import gpt2
 from llmpy.models.gpt2 import GPT2
@@ -25,10 +26,14 @@ def new_model(
     batch_size: int | None = None,
     sequence_length: int | None = None,
     recompute: int = 0,
+    dropout: float = 0.0,
 ) -> Model:
     """A model of the config's family, its parameters not yet drawn; the arguments are those of Transformer."""
-    family = Llama if isinstance(config, LlamaConfig) else GPT2
-    return family(config, backend, batch_size, sequence_length, recompute)  # type: ignore[arg-type]
+    if isinstance(config, LlamaConfig):
+        return Llama(config, backend, batch_size, sequence_length, recompute, dropout)
+    if dropout:
+        raise UserError(f"GPT-2 is trained without dropout here: leave out --dropout {dropout:g}, or train a Llama")
+    return GPT2(config, backend, batch_size, sequence_length, recompute)
 
 
 def new_decoder(config: ModelConfig, parameters: Parameters, backend: str = "cpu", sequences: int = 1) -> Decoder:

@@ -48,20 +48,6 @@ class Llama(Transformer[LlamaConfig]):
     `recompute` 1 makes gate and up again in the backward pass: half of the activations, for a seventh of a step.
     """
 
-    def __init__(
-        self,
-        config: LlamaConfig,
-        backend: str = "cpu",
-        batch_size: int | None = None,
-        sequence_length: int | None = None,
-        recompute: int = 0,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__(config, backend, batch_size, sequence_length, recompute, dropout)
-        self.added_to = frozenset() if config.tied else frozenset({"wte"})
-        if batch_size is not None:
-            self.arrays["cos"][:], self.arrays["sin"][:] = rotations(config, self.sequence_length)
-
     @staticmethod
     def plan_activations(plan: MemoryPlan, config: LlamaConfig, B: int, T: int, recompute: int) -> None:
         """Add what a forward and backward pass over B sequences of T tokens needs."""
@@ -86,8 +72,14 @@ class Llama(Transformer[LlamaConfig]):
         plan.add("logits", "logits", min(N, LOGITS_ROWS), config.vocab_size)
 
     @staticmethod
-    def head(config: LlamaConfig, parameters: Parameters) -> np.ndarray:
-        return parameters.wte if config.tied else parameters.lm_headw
+    def head(config: LlamaConfig, weights: Parameters) -> np.ndarray:
+        return weights.wte if config.tied else weights.lm_headw
+
+    def _begin(self) -> None:
+        self.arrays["cos"][:], self.arrays["sin"][:] = rotations(self.config, self.sequence_length)
+
+    def _only_added_to(self) -> set[str]:
+        return set() if self.config.tied else {"wte"}
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 
@@ -112,20 +104,20 @@ class Llama(Transformer[LlamaConfig]):
 
     def _attention_half(self, layer: int) -> None:
         """residual[layer] -> mid"""
-        p, K, a, kept = self.parameters.layers[layer], self.kernels, self.arrays, self._kept(layer)
-        x = a["residual"][layer]
-        K.linear_forward(kept.qkv, self._norm(x, p.ln1w), p.qkvw, getattr(p, "qkvb", None))
+        p, w, K, a = self.parameters.layers[layer], self.weights.layers[layer], self.kernels, self.arrays
+        x, kept = a["residual"][layer], self._kept(layer)
+        K.linear_forward(kept.qkv, self._norm(x, p.ln1w), w.qkvw, getattr(p, "qkvb", None))
         K.rope_forward(kept.qk, a["cos"], a["sin"], self.config.rope_interleaved)
         K.attention_forward(kept.att.reshape(kept.q.shape), kept.lse, kept.q, kept.k, kept.v)
-        self._add_to_residual(kept.mid, kept.att, p.attprojw, None, x, 2 * layer + 1)
+        self._add_to_residual(kept.mid, kept.att, w.attprojw, None, x, 2 * layer + 1)
 
     def _gate_and_up(self, layer: int) -> None:
         """mid -> gateup"""
-        p, kept = self.parameters.layers[layer], self._kept(layer)
-        self.kernels.linear_forward(kept.gateup, self._norm(kept.mid, p.ln2w), p.gateupw)
+        p, w, kept = self.parameters.layers[layer], self.weights.layers[layer], self._kept(layer)
+        self.kernels.linear_forward(kept.gateup, self._norm(kept.mid, p.ln2w), w.gateupw)
 
     def _block_forward(self, layer: int) -> None:
-        a, kept, w = self.arrays, self._kept(layer), self.parameters.layers[layer].downw
+        a, kept, w = self.arrays, self._kept(layer), self.weights.layers[layer].downw
         self._attention_half(layer)
         self._gate_and_up(layer)
         self.kernels.swiglu_forward(a["hidden"], kept.gateup)
@@ -144,7 +136,8 @@ class Llama(Transformer[LlamaConfig]):
         self.kernels.rmsnorm_backward(a["dresidual"], dw, dx, a["residual"][-1], w, a["ln_rstd"])
 
     def _block_backward(self, layer: int, accumulate: bool) -> None:
-        p, g, K, a = self.parameters.layers[layer], self.gradients.layers[layer], self.kernels, self.arrays
+        p, w, g = self.parameters.layers[layer], self.weights.layers[layer], self.gradients.layers[layer]
+        K, a = self.kernels, self.arrays
         mid, qkv, q, k, v, qk, att, lse, gateup = self._kept(layer)
         x, dresidual, hidden, rstd = a["residual"][layer], a["dresidual"], a["hidden"], a["ln_rstd"]
         linear_backward = partial(K.linear_backward, accumulate=accumulate)
@@ -156,19 +149,19 @@ class Llama(Transformer[LlamaConfig]):
         # A gradient is written over what it is the gradient of: x and dx of a linear layer may share their memory.
         # SwiGLU's output comes from its backward pass, in time for the gradient of the weights that it met.
         dy = self._of_addition(self._dx(), 2 * layer + 2)
-        linear_backward(hidden, None, None, dy, hidden, p.downw)
+        linear_backward(hidden, None, None, dy, hidden, w.downw)
         K.swiglu_backward(gateup, hidden, hidden, gateup)
-        linear_backward(None, g.downw, None, dy, hidden, p.downw)
+        linear_backward(None, g.downw, None, dy, hidden, w.downw)
         ln = self._norm(mid, p.ln2w)
-        linear_backward(ln, g.gateupw, None, gateup, ln, p.gateupw)
+        linear_backward(ln, g.gateupw, None, gateup, ln, w.gateupw)
         K.rmsnorm_backward(dresidual, g.ln2w, ln, mid, p.ln2w, rstd)
 
         datt = a["scratch"][: att.size].reshape(att.shape)
-        linear_backward(datt, g.attprojw, None, self._of_addition(ln, 2 * layer + 1), att, p.attprojw)
+        linear_backward(datt, g.attprojw, None, self._of_addition(ln, 2 * layer + 1), att, w.attprojw)
         K.attention_backward(q, k, v, datt.reshape(q.shape), q, k, v, att.reshape(q.shape), lse)
         K.rope_backward(qk, a["cos"], a["sin"], self.config.rope_interleaved)
         ln = self._norm(x, p.ln1w)
-        linear_backward(ln, g.qkvw, getattr(g, "qkvb", None), qkv, ln, p.qkvw)
+        linear_backward(ln, g.qkvw, getattr(g, "qkvb", None), qkv, ln, w.qkvw)
         K.rmsnorm_backward(dresidual, g.ln1w, ln, x, p.ln1w, rstd)
 
     def _embed_backward(self, tokens: np.ndarray) -> None:

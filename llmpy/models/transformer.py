@@ -41,9 +41,6 @@ class Transformer(ABC, Generic[Config]):
     and each half of a block give that is dropped in training.
     """
 
-    added_to: frozenset[str] = frozenset()
-    """Matrices whose gradients are added to, never written: the embeddings that are not the head."""
-
     def __init__(
         self,
         config: Config,
@@ -69,8 +66,10 @@ class Transformer(ABC, Generic[Config]):
         self.arrays = self.memory.take()
         table = parameter_table(config)
         self.parameters = Parameters(table, self.arrays["parameters"])
+        self.weights = self.parameters  # what the products read
         if B is not None:
             self.gradients = Parameters(table, self.arrays["gradients"])
+            self._begin()
 
     def initialize(self, seed: int = 42) -> Self:
         """Initial values as the table of parameters says, drawn as PyTorch draws them for this seed."""
@@ -84,6 +83,13 @@ class Transformer(ABC, Generic[Config]):
     def plan_activations(plan: MemoryPlan, config: Config, B: int, T: int, recompute: int) -> None:
         """Add what a forward and backward pass over B sequences of T tokens needs, `residual`, `dresidual`, `losses`
         and `logits` among it."""
+
+    def _begin(self) -> None:
+        """Fills in those of the arrays that stay the same for every batch."""
+
+    @abstractmethod
+    def _only_added_to(self) -> set[str]:
+        """The matrices whose gradients are added to and never written: embeddings that are not the head."""
 
     @abstractmethod
     def _embed(self, tokens: np.ndarray) -> None:
@@ -115,7 +121,7 @@ class Transformer(ABC, Generic[Config]):
 
     @staticmethod
     @abstractmethod
-    def head(config: Config, parameters: Parameters) -> np.ndarray:
+    def head(config: Config, weights: Parameters) -> np.ndarray:
         """The head's weights, or their gradients, [V, C]"""
 
     # ---- the whole model -------------------------------------------------------------------------------------------
@@ -141,7 +147,7 @@ class Transformer(ABC, Generic[Config]):
     def loss(self, tokens: np.ndarray, targets: np.ndarray) -> float:
         """tokens, targets int32 [B, T] -> the mean cross-entropy in nats; nothing is dropped."""
         x, losses, a = self.forward(tokens), self.arrays["losses"], self.arrays
-        head = self.head(self.config, self.parameters)
+        head = self.head(self.config, self.weights)
         self.kernels.classifier_forward(losses, x, head, targets.reshape(-1), a["logits"])
         return float(losses.mean(dtype=np.float64))
 
@@ -159,11 +165,12 @@ class Transformer(ABC, Generic[Config]):
         """
         K, a, g = self.kernels, self.arrays, self.gradients
         if not accumulate:
-            for spec, view in g.items():  # what linear_backward and the head do not write
-                if spec.name in self.added_to or not spec.decay:
+            only_added_to = self._only_added_to()
+            for spec, view in g.items():
+                if spec.name in only_added_to or not spec.decay:  # what linear_backward and the head do not write
                     view.fill(0)
         x, losses, dx = self.forward(tokens, dropout_key), a["losses"], self._dx()
-        head, dhead = self.head(self.config, self.parameters), self.head(self.config, g)
+        head, dhead = self.head(self.config, self.weights), self.head(self.config, g)
         scale, targets = 1 / (tokens.size * micro_steps), targets.reshape(-1)
         K.classifier_backward(losses, dx, dhead, x, head, targets, scale, a["logits"], accumulate)
         dresidual = a["dresidual"]
@@ -180,7 +187,7 @@ class Transformer(ABC, Generic[Config]):
         """tokens int32 [B, T] -> logits [B, T, V], a new array: for tests and evaluation of small batches."""
         x = self.forward(tokens)
         logits = np.empty((len(x), self.config.vocab_size), np.float32)
-        self.kernels.linear_forward(logits, x, self.head(self.config, self.parameters))
+        self.kernels.linear_forward(logits, x, self.head(self.config, self.weights))
         return logits.reshape(*tokens.shape, -1)
 
     # ---- what blocks are made of -----------------------------------------------------------------------------------

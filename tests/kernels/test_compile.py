@@ -10,23 +10,34 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAIN = """
 import numpy as np
 from llmpy import kernels
-from llmpy.config import GPT2Config
+from llmpy.config import GPT2Config, LlamaConfig
+from llmpy.models import new_decoder
 from llmpy.models.gpt2 import GPT2
-from llmpy.models.gpt2_decode import GPT2Decoder
+from llmpy.models.llama import Llama
 from llmpy.optimizer import AdamW, clip_scale
 
 cpu = kernels.start("cpu")
 from llmpy.kernels.cpu.compile import _kernels
 
-model = GPT2(GPT2Config(vocab_size=61, context=24, layers=1, heads=2, channels=16), "cpu", 2, 20).initialize()
-optimizer = AdamW(cpu, model.parameters, model.gradients, model.arrays["m"], model.arrays["v"])
-tokens = np.zeros((2, 20), np.int32)
-model.loss(tokens, tokens)
-model.loss_and_gradients(tokens, tokens)
-optimizer.update(1, 1e-3, clip_scale(optimizer.gradient_norm(), 1.0))
-decoder = GPT2Decoder(model.config, model.parameters, "cpu", 2)
-decoder.prefill(tokens)
-decoder.decode(tokens[:, 0], 20)
+
+def learn_and_generate(model):
+    optimizer = AdamW(cpu, model.parameters, model.gradients, model.arrays["m"], model.arrays["v"])
+    tokens = np.zeros((2, 20), np.int32)
+    model.loss(tokens, tokens)
+    model.loss_and_gradients(tokens, tokens)
+    optimizer.update(1, 1e-3, clip_scale(optimizer.gradient_norm(), 1.0))
+    decoder = new_decoder(model.config, model.parameters, "cpu", 2)
+    decoder.prefill(tokens)
+    decoder.decode(tokens[:, 0], 20)
+
+
+llama = LlamaConfig(vocab_size=61, context=24, layers=1, heads=4, kv_heads=2, channels=16, qkv_bias=True)
+models = (
+    GPT2(GPT2Config(vocab_size=61, context=24, layers=1, heads=2, channels=16), "cpu", 2, 20),
+    Llama(llama, "cpu", 2, 20, dropout=0.5),
+)
+for model in models:
+    learn_and_generate(model.initialize())
 for dispatcher, _ in _kernels:
     if len(dispatcher.signatures) != 1:
         print(dispatcher.py_func.__name__, "is compiled for", *dispatcher.signatures, sep="\\n  ")

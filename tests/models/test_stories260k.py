@@ -2,12 +2,10 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-from llmpy import Engine, kernels
-from llmpy.config import LlamaConfig
-from llmpy.parameters import Parameters, llama_table, total_size
+from llmpy import Engine, Tokenizer, kernels
+from llmpy.formats import llama2c
 
 EXPECTED = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a"
@@ -16,34 +14,6 @@ EXPECTED = (
     " was sad and didn't know what to do. She said, \"I'm sorry, Lily. I didn't know what to do.\"\nLily didn't want to"
     " help her mom, so she"
 )
-BOS = 1
-
-
-def read_model(path):
-    """The few lines that this one file takes."""
-    data = path.read_bytes()
-    C, H, L, NH, NKV, V, T = np.frombuffer(data, "<i4", 7).tolist()
-    config = LlamaConfig(V, T, L, NH, NKV, C, H)
-    weights, kv = np.frombuffer(data, "<f4", offset=28), NKV * config.head_size
-    parameters = Parameters(llama_table(config), np.empty(total_size(llama_table(config)), np.float32))
-    p, start = parameters, 0
-    for view in (
-        p.wte, p.ln1w, p.qkvw[:, :C], p.qkvw[:, C : C + kv], p.qkvw[:, C + kv :], p.attprojw,
-        p.ln2w, p.gateupw[:, :H], p.downw, p.gateupw[:, H:], p.lnfw,
-    ):  # fmt: skip
-        view[...] = weights[start : start + view.size].reshape(view.shape)
-        start += view.size
-    return SimpleNamespace(config=config, parameters=parameters)
-
-
-def read_tokens(path):
-    """The bytes of every token; 256 of them are written <0x00>."""
-    data, at, tokens = path.read_bytes(), 4, []
-    while at < len(data):
-        length = int.from_bytes(data[at + 4 : at + 8], "little")
-        tokens.append(data[at + 8 : at + 8 + length])
-        at += 8 + length
-    return [bytes([i - 3]) if 3 <= i < 259 else token for i, token in enumerate(tokens)]
 
 
 @pytest.fixture(params=kernels.BACKENDS)
@@ -53,7 +23,7 @@ def backend(request):
 
 
 def test_greedy_text_is_that_of_llama2c(shared_data, backend):
-    folder = shared_data / "llama2c"
-    model, tokens = read_model(folder / "stories260K.bin"), read_tokens(folder / "tok512.bin")
-    ids = [token for [token] in Engine(model, backend).generate([BOS], 200, temperature=0)]
-    assert b"".join(tokens[token] for token in ids).decode().removeprefix(" ") == EXPECTED
+    config, parameters = llama2c.read_model(shared_data / "llama2c" / "stories260K.bin")
+    tokenizer = Tokenizer.load(shared_data / "llama2c" / "tok512.bin")
+    engine = Engine(SimpleNamespace(config=config, parameters=parameters), backend, tokenizer)
+    assert "".join(engine.stream("", 200, temperature=0)) == EXPECTED
