@@ -12,14 +12,14 @@ from llmpy.config import LlamaConfig, RopeScaling
 from llmpy.errors import UserError
 from llmpy.formats.gguf import GGUFFile, StoredTensor
 from llmpy.formats.gguf_blocks import dequantize_into
-from llmpy.formats.parts import Part, checked_config, parts, take_parameters
+from llmpy.formats.parts import checked_config, parts, take_parameters
 from llmpy.parameters import Parameters
 from llmpy.progress import bar
 
 # Architecture -> are the channels that rotate together neighbours? llama.cpp reorders those of its "llama".
 ARCHITECTURES = {"llama": True, "qwen2": False}
-# From Hugging Face's names of a part to those of GGUF.
-_NAMES = {
+# Words in Hugging Face's names of a part, and in GGUF's.
+NAMES = {
     "model.embed_tokens.": "token_embd.",
     "model.norm.": "output_norm.",
     "lm_head.": "output.",
@@ -37,13 +37,6 @@ _NAMES = {
 _ROPE_FACTORS = "rope_freqs.weight"
 # What Llama 3.1 and 3.2 have; the file keeps only the factors that come of it.
 _LLAMA3_SCALING: dict[str, Any] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 8192}
-
-
-def gguf_name(part: Part) -> str:
-    name = part.huggingface
-    for theirs, ours in _NAMES.items():
-        name = name.replace(theirs, ours)
-    return name
 
 
 def read_config(file: GGUFFile) -> LlamaConfig:
@@ -132,7 +125,7 @@ def open_weights(file: GGUFFile, config: LlamaConfig) -> dict[str, StoredTensor]
     """Every part's name -> its tensor. All are there and of the right shape, and there are no others."""
     found = {}
     for part in parts(config):
-        name = gguf_name(part)
+        name = part.renamed(NAMES)
         tensor = file.tensors.get(name)
         if tensor is None:
             raise UserError(f"{file.path}: it lacks {name}, which its metadata asks for")
@@ -152,7 +145,7 @@ def read_model(path: Path) -> tuple[LlamaConfig, Parameters]:
     parameters = take_parameters(config)
     with bar(f"reading {path.name}", sum(tensor.data.nbytes for tensor in weights.values()), "B") as progress:
         for part in parts(config):
-            tensor = weights[gguf_name(part)]
+            tensor = weights[part.renamed(NAMES)]
             dequantize_into(part.of(parameters), tensor.kind, tensor.data)
             progress.advance(tensor.data.nbytes)
     return config, parameters

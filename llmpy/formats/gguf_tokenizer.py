@@ -31,6 +31,10 @@ _WHOLE_TOKENS_FIRST = ("llama-bpe", "llama3", "llama-v3")  # a word that is a to
 _COMPOSED = ("qwen2", "deepseek-r1-qwen")  # Unicode's normal form C
 
 
+def has_tokenizer(file: GGUFFile) -> bool:
+    return f"{_KEY}model" in file.metadata
+
+
 def read_tokenizer(file: GGUFFile) -> Tokenizer:
     """The tokenizer of the model. UserError where there is none in the file, or one of another kind."""
     kind = file.metadata.get(f"{_KEY}model")

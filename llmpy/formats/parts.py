@@ -7,7 +7,7 @@ or half a head apart (Hugging Face, GGUF's "qwen2"). `LlamaConfig.rope_interleav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,13 @@ class Part:
     @property
     def huggingface(self) -> str:
         return self.name.format(self.layer)
+
+    def renamed(self, words: Mapping[str, str]) -> str:
+        """Its name elsewhere: Hugging Face's, with every word that the table has put into theirs."""
+        name = self.huggingface
+        for word, theirs in words.items():
+            name = name.replace(word, theirs)
+        return name
 
     def of(self, parameters: Parameters) -> np.ndarray:
         """The view of the parameters that this part is, in the foreign shape."""

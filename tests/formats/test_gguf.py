@@ -169,7 +169,7 @@ def test_names_are_those_of_the_library():
     known = names()
     for part in gguf_llama.parts(config):
         stem, _, suffix = part.huggingface.rpartition(".")
-        assert gguf_llama.gguf_name(part) == f"{known[stem]}.{suffix}"
+        assert part.renamed(gguf_llama.NAMES) == f"{known[stem]}.{suffix}"
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])

@@ -95,8 +95,8 @@ def llama3() -> Tokenizer:
 @pytest.mark.parametrize(
     ("pre", "cuts"),
     [
-        ("llama-bpe", ["Hello", ",", " world", "!", " It", "'S", " ", "123", "45", ".", "\n\n", "  ", " x"]),
-        ("qwen2", ["Hello", ",", " world", "!", " It", "'S", " ", "1", "2", "3", "4", "5", ".", "\n\n", "  ", " x"]),
+        ("llama-bpe", ["Hello", ",", " world", "!", " It", "'S", " ", "123", "45", ".\n\n", "  ", " x"]),
+        ("qwen2", ["Hello", ",", " world", "!", " It", "'S", " ", "1", "2", "3", "4", "5", ".\n\n", "  ", " x"]),
         ("smollm", ["Hello", ",", " world", "!", " It", "'", "S", " ", "1", "2", "3", "4", "5", ".", "\n\n  ", " x"]),
     ],
 )
