@@ -25,8 +25,8 @@ def convert(source: str, target: Path, to: str | None = None, dtype: str | None 
     """Writes `source` to `target` in another format and returns a line that says what was written.
 
     `to` is one of TARGETS, by default what the kind of the source and the suffix of the target ask for; `dtype` that of
-    a model's weights (default float32; q8_0 is version 2 of llama2.c's files) or of a shard's tokens. Raises UserError, with nothing written, for what does
-    not go together and, unless `force`, for a target that exists.
+    a model's weights (default float32; q8_0 is version 2 of llama2.c's files) or of a shard's tokens. Raises UserError,
+    with nothing written, for what does not go together and, unless `force`, for a target that exists.
     """
     path = Path(source).expanduser()
     kind = detect.detect(path) if path.exists() else None
