@@ -30,6 +30,7 @@ LAYERS = (
         "llmpy.models",
         "llmpy.sentencepiece_files",
         "llmpy.tokenizer_files",
+        "llmpy.tokenizer_training",
         "llmpy.tokenizers",
     ),
     ("llmpy.config", "llmpy.distributed", "llmpy.optimizer", "llmpy.parameters", "llmpy.run_config", "llmpy.sampling"),

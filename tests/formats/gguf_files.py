@@ -15,9 +15,9 @@ from llmpy.parameters import Parameters
 QUANTS = gguf.GGMLQuantizationType
 
 
-def names() -> dict[str, str]:
-    """Hugging Face's name of a tensor -> GGUF's, as the library has it, for three layers."""
-    mapping = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 3)
+def names(layers: int = 3) -> dict[str, str]:
+    """Hugging Face's name of a tensor -> GGUF's, as the library has it."""
+    mapping = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
     return {key: value for key, (_, value) in mapping.mapping.items()}
 
 
@@ -28,7 +28,7 @@ def write_llama(
     kind: QUANTS = QUANTS.F32,
     metadata: dict[str, Any] | None = None,
     tensors: dict[str, np.ndarray] | None = None,
-    tokenizer: Any = None,
+    layers: int = 3,
 ) -> Path:
     """The model, its matrices of type `kind`, all else float32; `metadata` (None: left out) and `tensors` are added."""
     architecture = "llama" if config.rope_interleaved else "qwen2"
@@ -49,9 +49,7 @@ def write_llama(
             continue
         add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
         add[type(value)](name if name.startswith("tokenizer.") else f"{architecture}.{name}", value)
-    if tokenizer:
-        tokenizer(writer)
-    known = names()
+    known = names(layers)
     found = {}
     for part in parts(config):
         stem, _, suffix = part.huggingface.rpartition(".")

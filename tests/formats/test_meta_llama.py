@@ -33,6 +33,7 @@ def write_tensors(path, arrays, whole=lambda model: model, behind=()):
 
 def write_checkpoint(path, config, parameters, prefix="_orig_mod.", **arguments):
     """As llama2.c's train.py: the head is there even where it is the embedding."""
+    path.parent.mkdir(exist_ok=True)
     arrays = {prefix + name: array for name, array in named(config, parameters).items()}
     sizes = {"dim": config.channels, "n_layers": config.layers, "n_heads": config.heads, "n_kv_heads": config.kv_heads}
     sizes |= {"vocab_size": config.vocab_size, "multiple_of": 4, "max_seq_len": config.context, "dropout": 0.0}
@@ -51,6 +52,7 @@ def write_checkpoint(path, config, parameters, prefix="_orig_mod.", **arguments)
 
 def write_folder(folder, config, parameters, count, embedding_axis=1, params=PARAMS, **extra):
     """As Meta splits a model over `count` machines; `extra` goes into the first file."""
+    folder.mkdir(exist_ok=True)
     for i in range(count):
         shard = {}
         for name, array in named(config, parameters).items():
