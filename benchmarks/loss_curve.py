@@ -1,15 +1,22 @@
-"""Train the same GPT on the same batches here and in PyTorch, and draw both curves of the loss.
+"""Train the same GPT on the same batches here and in PyTorch, and draw the curves of the loss.
 
     python benchmarks/loss_curve.py                            Tiny Shakespeare, bytes, 6 layers x 384: about 10 minutes
+    python benchmarks/loss_curve.py --precision bf16           in bfloat16, beside float32 and PyTorch's autocast
     python benchmarks/loss_curve.py my.txt --tokenizer bpe:512 --steps 200
 
-Writes loss_curve.json and, where matplotlib is installed, loss_curve.png into --out. Prints how far apart the smoothed
-curves get, and how far two runs of PyTorch that begin one rounding apart: what a difference has to be compared with.
+Writes loss_curve.json and, where matplotlib is installed, loss_curve.png into --out; with --precision bf16 both are
+called loss_curve_bf16. Prints the last losses, and how far apart the smoothed curves get. What a difference has to be
+compared with is in float32 that of two runs of PyTorch which begin one rounding apart, and in bfloat16 that which the
+precision makes.
 """
 
 import argparse
 import json
+import sys
+from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,19 +24,43 @@ from llmpy import kernels
 from llmpy.bench import loss_curve, machine, peers
 from llmpy.config import GPT2Config
 from llmpy.data.corpora import open_corpus
+from llmpy.errors import UserError
 from llmpy.files import write_text_atomic
-from llmpy.progress import bar
+from llmpy.precision import resolve
+from llmpy.progress import Bar, bar
 from llmpy.tokenizers import Tokenizer
 
-OURS, THEIRS, NUDGED = "llm.py", "PyTorch", "PyTorch, begun one rounding apart"
 WINDOW = 20
+STEPS = {"float32": 500, "bfloat16": 300}
+FILES = {"float32": "loss_curve", "bfloat16": "loss_curve_bf16"}
+# Blue, vermilion and green of Okabe and Ito (2008), which colour-blind people tell apart, and line styles for the rest.
+LOOKS = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"))
+
+Runs = dict[str, Callable[[loss_curve.Curve, Bar], list[float]]]
+
+
+def runs(precision: str) -> Runs:
+    """What is trained, by name; the lower picture shows how far the others are from the last one."""
+    ours, pytorch = loss_curve.ours, loss_curve.pytorch
+    if precision == "float32":
+        return {
+            "llm.py": ours,
+            "PyTorch, begun one rounding apart": lambda curve, shown: pytorch(curve, shown, nudge=1e-7),
+            "PyTorch": pytorch,
+        }
+    return {
+        f"llm.py, {precision}": lambda curve, shown: ours(curve, shown, precision),
+        f"PyTorch, {precision} (autocast)": lambda curve, shown: pytorch(curve, shown, precision=precision),
+        "llm.py, float32": ours,
+    }
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", nargs="?", default="shakespeare", help="a text file, or the name of a corpus")
     parser.add_argument("--tokenizer", default="bytes", help="bytes, gpt2 or bpe:N (default bytes)")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--precision", default="float32", choices=["float32", "fp32", "bfloat16", "bf16"])
+    parser.add_argument("--steps", type=int, help="default 500, in bfloat16 300")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--channels", type=int, default=384)
@@ -42,42 +73,53 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     peers.require_torch()
-    kernels.start("cpu")
+    precision = resolve(args.precision)
+    steps = args.steps or STEPS[precision]
+    for each in {"float32", precision}:  # in bfloat16 both are trained
+        kernels.start("cpu", precision=each)
     text = "".join(piece.text for piece in open_corpus(args.text).pieces())
     tokenizer = Tokenizer.from_spec(args.tokenizer, [text])
     config = GPT2Config(tokenizer.vocab_size, args.sequence_length, args.layers, args.heads, args.channels)
     tokens = np.asarray(tokenizer.encode(text))
-    curve = loss_curve.Curve(config, tokens, args.batch_size, args.sequence_length, args.steps)
-    with bar("training three times", 3 * args.steps, "steps") as shown:
-        curves = {
-            OURS: loss_curve.ours(curve, shown),
-            THEIRS: loss_curve.pytorch(curve, shown),
-            NUDGED: loss_curve.pytorch(curve, shown, nudge=1e-7),
-        }
-    window = min(WINDOW, args.steps)
-    difference = loss_curve.largest_difference(curves[OURS], curves[THEIRS], window)
-    noise = loss_curve.largest_difference(curves[NUDGED], curves[THEIRS], window)
-    print(f"last loss, mean of {window}: " + ", ".join(f"{n} {np.mean(c[-window:]):.4f}" for n, c in curves.items()))
-    print(
-        f"largest difference of the smoothed curves: llm.py to PyTorch {difference:.5f}, PyTorch to itself {noise:.5f}"
-    )
+    curve = loss_curve.Curve(config, tokens, args.batch_size, args.sequence_length, steps)
+    todo, curves = runs(precision), {}
+    with bar("training", len(todo) * steps, "steps") as shown:
+        for name, train in todo.items():
+            shown.description = f"training {name}"
+            curves[name] = train(curve, shown)
+    window, reference = min(WINDOW, steps), list(curves)[-1]
     result = {
         "text": Path(args.text).name,
         "tokenizer": args.tokenizer,
         "model": vars(config),
+        "precision": precision,
         "window": window,
-        "difference": difference,
-        "noise": noise,
+        "differences": compare(curves, window),
         "machine": machine.describe(kernels.load("cpu").set_threads()),
         "losses": curves,
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(args.out / "loss_curve.json", json.dumps(result) + "\n")
-    draw(curves, window, args.out / "loss_curve.png")
+    write_text_atomic(args.out / f"{FILES[precision]}.json", json.dumps(result) + "\n")
+    draw(curves, reference, window, args.out / f"{FILES[precision]}.png")
 
 
-def draw(curves: dict[str, list[float]], window: int, path: Path) -> None:
-    """The curves above, and below how far each is from PyTorch's."""
+def compare(curves: dict[str, list[float]], window: int) -> list[dict[str, Any]]:
+    """Print how each curve ends, and how far each is from each other one, there and at most; return the latter."""
+    print(f"last loss, mean of {window} steps:")
+    last = {name: float(np.mean(losses[-window:])) for name, losses in curves.items()}
+    for name, loss in last.items():
+        print(f"  {name:34} {loss:.4f}")
+    print("differences of the smoothed curves, at the end and at most:")
+    differences = []
+    for a, b in combinations(curves, 2):
+        largest = loss_curve.largest_difference(curves[a], curves[b], window)
+        differences.append({"of": [a, b], "last": last[a] - last[b], "largest": largest})
+        print(f"  {last[a] - last[b]:+.5f}  {largest:.5f}  {a} minus {b}")
+    return differences
+
+
+def draw(curves: dict[str, list[float]], reference: str, window: int, path: Path) -> None:
+    """The curves above, and below how far each is from the reference."""
     try:
         import matplotlib.pyplot as plt
     except ImportError:
@@ -85,17 +127,20 @@ def draw(curves: dict[str, list[float]], window: int, path: Path) -> None:
         return
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 1))
     smooth = {name: loss_curve.smoothed(losses, window) for name, losses in curves.items()}
-    steps = np.arange(window, window + len(smooth[OURS]))
-    for (name, line), style in zip(smooth.items(), ("-", "--", ":"), strict=True):
-        above.plot(steps, line, style, label=name)
-    for name, style in ((OURS, "-"), (NUDGED, ":")):
-        below.plot(steps, smooth[name] - smooth[THEIRS], style, color="C0" if name == OURS else "C2", label=name)
+    steps = np.arange(window, window + len(smooth[reference]))
+    for (name, line), (color, style) in zip(smooth.items(), LOOKS, strict=True):
+        above.plot(steps, line, style, color=color, label=name)
+        if name != reference:
+            below.plot(steps, line - smooth[reference], style, color=color)
     above.set(ylabel=f"loss, mean of {window} steps")
-    below.set(xlabel="step", ylabel="minus PyTorch's")
+    below.set(xlabel="step", ylabel=f"minus\n{reference}")
     above.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"loss_curve.py: error: {error}")

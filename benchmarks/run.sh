@@ -19,8 +19,12 @@ report.show(json.load(open(sys.argv[1])))
 PYTHON
 }
 
-bench train-64 train --model d12 -b 4 -t 64 --peer-mode all --rounds 9
+bench train-64 train --model d12 -b 4 -t 64 --peer-mode all --rounds 9 --profile
 bench train-1024 train --model d12 -b 4 -t 1024 --peer-mode all --rounds 3
 bench train-1024-recompute-2 train --model d12 -b 4 -t 1024 -r 2 --rounds 3
+bench train-64-bf16 train --model d12 -b 4 -t 64 --precision bf16 --peer-mode all --rounds 9 --profile
+bench train-1024-bf16 train --model d12 -b 4 -t 1024 --precision bf16 --peer-mode all --rounds 3 --profile
 bench matmul matmul
+bench matmul-bf16 matmul --precision bf16
 bench attention attention
+bench attention-bf16 attention --precision bf16

@@ -23,6 +23,7 @@ from llmpy.formats.hub import TOKENIZER
 from llmpy.formats.parts import in_memory_interleaved, parts
 from llmpy.models import Model, new_model, plan_training
 from llmpy.models.transformer import plan_parameters
+from llmpy.precision import resolve
 from llmpy.run_config import TrainConfig
 from llmpy.tokenizer_training import is_trained
 from llmpy.tokenizers import Tokenizer
@@ -78,14 +79,19 @@ def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
     V = data.vocab_size
     train = DataLoader(data.train, B, T, shuffle=not config.overfit, seed=config.seed, vocab_size=V)
     val = validation_loader(data.val, B, T, V)
+    config = replace(config, precision=resolve(config.precision, config.backend))
     check_memory(shape, config)
-    kernels.start(config.backend, config.threads)
-    model = new_model(shape, config.backend, B, T, config.recompute, config.dropout)
+    kernels.start(config.backend, config.threads, config.precision)
+    model = new_model(
+        shape, config.backend, B, T, config.recompute, config.precision, config.stochastic_rounding, config.seed,
+        config.dropout,
+    )  # fmt: skip
     if initial is None and checkpoint is None:
         model.initialize(config.seed)
     elif initial is not None:
         for part in parts(shape):
             part.fill(model.parameters, shape, part.of(initial.parameters), in_memory_interleaved(initial.config))
+        model.pack_weights()
     return Assembly(_filled_in(config, shape, train, data), model, train, val, data.tokenizer, data.fingerprint)
 
 
@@ -252,11 +258,12 @@ def check_memory(shape: ModelConfig, config: TrainConfig) -> None:
     room = available - memory.RESERVE
 
     def needed(batch_size: int, recompute: int) -> int:
-        return plan_training(shape, batch_size, config.sequence_length, recompute).bytes
+        T, precision = config.sequence_length, config.precision
+        return plan_training(shape, batch_size, T, recompute, precision, config.backend).bytes
 
     if (wanted := needed(config.batch_size, config.recompute)) <= room:
         return
-    for recompute in sorted({config.recompute, 2}):
+    for recompute in range(config.recompute, 3):
         batches = range(1, config.batch_size + 1)
         if fits := bisect.bisect_right(batches, room, key=partial(needed, recompute=recompute)):
             more = f" with --recompute {recompute}" if recompute != config.recompute else ""

@@ -32,6 +32,8 @@ GPT3_CHANNELS = {
     4096: (32, 128),
     12288: (96, 128),
 }
+_DEPTHS, _CHANNELS = (",".join(map(str, sizes)) for sizes in (GPT2_DEPTHS, GPT3_CHANNELS))
+GPT2_HELP = f"d{{{_DEPTHS}}} (GPT-2 by depth), gpt3:c{{{_CHANNELS}}} (GPT-3 by channels)"
 LLAMA_MULTIPLE = 32  # llama2.c rounds the width of the MLP up to a multiple of this
 
 
@@ -90,7 +92,7 @@ class GPT2Config:
             if channels in GPT3_CHANNELS:
                 layers, head_size = GPT3_CHANNELS[channels]
                 return cls(vocab_size, context or 2048, layers, channels // head_size, channels)
-        raise _no_such_model(descriptor)
+        raise _no_such_model(descriptor, GPT2_HELP)
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class LlamaConfig:
         """`llama:15M` -> the config. Raises UserError for a name that is none of LLAMA_SIZES."""
         preset = LLAMA_SIZES.get(descriptor.removeprefix("llama:")) if descriptor.startswith("llama:") else None
         if preset is None:
-            raise _no_such_model(descriptor)
+            raise _no_such_model(descriptor, LLAMA_HELP)
         return replace(preset, vocab_size=vocab_size or preset.vocab_size, context=context or preset.context)
 
 
@@ -201,18 +203,17 @@ LLAMA_SIZES = {
 }
 ModelConfig = GPT2Config | LlamaConfig
 
-_DEPTHS, _CHANNELS, _SIZES = (",".join(map(str, sizes)) for sizes in (GPT2_DEPTHS, GPT3_CHANNELS, LLAMA_SIZES))
-DESCRIPTORS_HELP = (
-    f"d{{{_DEPTHS}}} (GPT-2 by depth), gpt3:c{{{_CHANNELS}}} (GPT-3 by channels) or llama:{{{_SIZES}}} (Llama by size)"
-)
+LLAMA_HELP = f"llama:{{{','.join(LLAMA_SIZES)}}} (Llama by size)"
 
 
 def from_descriptor(descriptor: str, vocab_size: int | None = None, context: int | None = None) -> ModelConfig:
     """The config that a descriptor names, of either family. Raises UserError for a name that is none of them."""
     if descriptor.startswith("llama:"):
         return LlamaConfig.from_descriptor(descriptor, vocab_size, context)
-    return GPT2Config.from_descriptor(descriptor, vocab_size or GPT2_VOCAB_SIZE, context)
+    if descriptor.startswith(("d", "gpt2:", "gpt3:")):
+        return GPT2Config.from_descriptor(descriptor, vocab_size or GPT2_VOCAB_SIZE, context)
+    raise _no_such_model(descriptor, f"{GPT2_HELP}, {LLAMA_HELP}")
 
 
-def _no_such_model(descriptor: str) -> UserError:
-    return UserError(f"no model is named {descriptor!r}: use {DESCRIPTORS_HELP}, or --layers --heads --channels")
+def _no_such_model(descriptor: str, names: str) -> UserError:
+    return UserError(f"no model is named {descriptor!r}: use {names}, or --layers --heads --channels")

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
+from llmpy import kernels
 from llmpy.config import ModelConfig
 from llmpy.errors import UserError
 from llmpy.models import Decoder, new_decoder
@@ -17,6 +18,7 @@ from llmpy.parameters import Parameters
 from llmpy.rng import Xorshift
 from llmpy.sampling import Sampling, sample
 from llmpy.tokenizers import StreamDecoder, Tokenizer
+from llmpy.weights import BFloat16Weights
 
 
 class Model(Protocol):
@@ -29,10 +31,22 @@ class Model(Protocol):
 
 
 class Engine:
-    """Generates with the current parameters of a model. The cache is taken at the first call and kept."""
+    """Generates with the current parameters of a model. The cache is taken at the first call and kept.
 
-    def __init__(self, model: Model, backend: str = "cpu", tokenizer: Tokenizer | None = None) -> None:
+    `precision` is bfloat16 or float32; a model in training has its own.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        backend: str = "cpu",
+        tokenizer: Tokenizer | None = None,
+        precision: str = "float32",
+    ) -> None:
         self.model, self.backend = model, backend
+        self.weights = getattr(model, "weights", None)
+        if self.weights is None and precision == "bfloat16":
+            self.weights = BFloat16Weights.of(kernels.load(backend), model.parameters)
         self.tokenizer: Tokenizer | None = tokenizer or getattr(model, "tokenizer", None)
         self._decoder: Decoder | None = None
 
@@ -102,7 +116,8 @@ class Engine:
     def _take_decoder(self, sequences: int) -> Decoder:
         if self._decoder is None or self._decoder.sequences != sequences:
             self._decoder = None  # its memory goes before the next is taken
-            self._decoder = new_decoder(self.model.config, self.model.parameters, self.backend, sequences)
+            model = self.model
+            self._decoder = new_decoder(model.config, model.parameters, self.backend, sequences, self.weights)
         return self._decoder
 
     def stream(

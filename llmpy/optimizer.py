@@ -5,21 +5,39 @@ from __future__ import annotations
 import math
 from itertools import groupby
 from types import ModuleType
+from typing import Protocol
 
 import numpy as np
 
 from llmpy.errors import UserError
 from llmpy.parameters import Parameters
+from llmpy.weights import BFloat16Weights
 
 EPS = 1e-8
 FLAT_PART = 0.8  # of a wsd schedule's steps: where its decay begins
+
+
+class Trainable(Protocol):
+    """What the optimizer needs of a model; `arrays` has its moments, m and v."""
+
+    @property
+    def kernels(self) -> ModuleType: ...
+    @property
+    def parameters(self) -> Parameters: ...
+    @property
+    def gradients(self) -> Parameters: ...
+    @property
+    def arrays(self) -> dict[str, np.ndarray]: ...
+    @property
+    def weights(self) -> Parameters | BFloat16Weights: ...
 
 
 class AdamW:
     """AdamW (Loshchilov, Hutter 2017): m and v are running means of the gradient and its square, a step m / sqrt(v).
 
     Weight decay pulls the matrices alone towards 0; biases and norms go without, as the table of parameters says.
-    m and v are flat, of the size of the parameters, and zero before the first step.
+    m and v are flat, of the size of the parameters, and zero before the first step. `weights`, the bfloat16 copy of a
+    run in bfloat16, is made anew at each step.
     """
 
     def __init__(
@@ -32,14 +50,24 @@ class AdamW:
         beta1: float = 0.9,
         beta2: float = 0.95,
         weight_decay: float = 0.1,
+        weights: BFloat16Weights | None = None,
     ) -> None:
         self.kernels, self.parameters, self.gradients, self.m, self.v = kernels, parameters, gradients, m, v
-        self.beta1, self.beta2, self.weight_decay = beta1, beta2, weight_decay
-        # Neighbours in the buffer that are treated alike are updated in one go.
+        self.beta1, self.beta2, self.weight_decay, self.weights = beta1, beta2, weight_decay, weights
+        # Neighbours in the buffer that are treated alike are updated in one go; what has a copy, matrix by matrix.
         self.groups: list[tuple[slice, bool]] = []
-        for decay, specs in groupby(parameters.table, key=lambda spec: spec.decay):
+        copied = weights is not None
+        for (decay, alone), specs in groupby(parameters.table, key=lambda spec: (spec.decay, spec.product and copied)):
             slices = [parameters.slices[spec.name] for spec in specs]
-            self.groups.append((slice(slices[0].start, slices[-1].stop), decay))
+            if not alone:
+                self.groups.append((slice(slices[0].start, slices[-1].stop), decay))
+
+    @classmethod
+    def of(cls, model: Trainable, beta1: float = 0.9, beta2: float = 0.95, weight_decay: float = 0.1) -> AdamW:
+        """The optimizer of a model, over its own memory."""
+        m, v, weights = model.arrays["m"], model.arrays["v"], model.weights
+        copy = weights if isinstance(weights, BFloat16Weights) else None
+        return cls(model.kernels, model.parameters, model.gradients, m, v, beta1, beta2, weight_decay, copy)
 
     def gradient_norm(self) -> float:
         """The L2 norm of all gradients together."""
@@ -47,12 +75,15 @@ class AdamW:
 
     def update(self, step: int, lr: float, grad_scale: float = 1.0) -> None:
         """One step; `step` counts from 1, gradients are multiplied by `grad_scale` (clipping)."""
-        p, g = self.parameters.flat, self.gradients.flat
+        flat, adamw = (self.parameters.flat, self.gradients.flat, self.m, self.v), self.kernels.adamw
         for s, decay in self.groups:
             weight_decay = self.weight_decay if decay else 0.0
-            self.kernels.adamw(
-                p[s], g[s], self.m[s], self.v[s], lr, self.beta1, self.beta2, EPS, weight_decay, step, grad_scale
-            )
+            adamw(*(x[s] for x in flat), lr, self.beta1, self.beta2, EPS, weight_decay, step, grad_scale)
+        if self.weights is not None:
+            numbers = (lr, self.beta1, self.beta2, EPS, self.weight_decay, step, grad_scale)
+            for s, weight, rounding in self.weights.matrices(step):
+                matrices = (x[s].reshape(weight.shape) for x in flat)
+                adamw(*matrices, *numbers, weight=weight, rounding=rounding)
 
 
 def clip_scale(norm: float, largest: float) -> float:

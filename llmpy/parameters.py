@@ -31,6 +31,7 @@ class ParameterSpec:
     huggingface: str = ""  # its name there, with {} for the layer
     transposed: bool = False  # Hugging Face stores it (in, out)
     parts: tuple[tuple[str, int], ...] = ()  # where Hugging Face has it in pieces: (name, rows) of each, from the top
+    product: bool = False  # the weight of a linear layer: a run in bfloat16 keeps a copy for its products
 
     @property
     def size(self) -> int:
@@ -43,15 +44,16 @@ def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
     residual_std = 0.02 / (2 * L) ** 0.5  # GPT-2 scales what is added to the residual stream by the number of additions
 
     def weight(name: str, out: int, inp: int, huggingface: str, std: float = 0.02) -> ParameterSpec:
-        return ParameterSpec(
-            name, (L, out, inp), True, "normal", std, huggingface=f"h.{{}}.{huggingface}.weight", transposed=True
-        )
+        there = f"h.{{}}.{huggingface}.weight"
+        return ParameterSpec(name, (L, out, inp), True, "normal", std, huggingface=there, transposed=True, product=True)
 
     def vector(name: str, size: int, huggingface: str, init: Literal["zeros", "ones"] = "zeros") -> ParameterSpec:
         return ParameterSpec(name, (L, size), False, init, huggingface=f"h.{{}}.{huggingface}")
 
     return [
-        ParameterSpec("wte", (Vp, C), True, "normal", 0.02, rows=V, per_layer=False, huggingface="wte.weight"),
+        ParameterSpec(
+            "wte", (Vp, C), True, "normal", 0.02, rows=V, per_layer=False, huggingface="wte.weight", product=True
+        ),
         ParameterSpec("wpe", (T, C), True, "normal", 0.02, per_layer=False, huggingface="wpe.weight"),
         vector("ln1w", C, "ln_1.weight", "ones"),
         vector("ln1b", C, "ln_1.bias"),
@@ -77,12 +79,16 @@ def llama_table(config: LlamaConfig) -> list[ParameterSpec]:
     residual_std = 0.02 / (2 * L) ** 0.5
 
     def single(name: str, rows: int, huggingface: str) -> ParameterSpec:
-        return ParameterSpec(name, (rows, C), True, "normal", 0.02, per_layer=False, huggingface=huggingface)
+        multiplied = config.tied or name != "wte"
+        return ParameterSpec(
+            name, (rows, C), True, "normal", 0.02, per_layer=False, huggingface=huggingface, product=multiplied
+        )
 
     def layer(name: str, shape: tuple[int, ...], init: Init, std: float, *parts: tuple[str, int]) -> ParameterSpec:
         parts = tuple((f"model.layers.{{}}.{part}", rows) for part, rows in parts)
         foreign = {"parts": parts} if len(parts) > 1 else {"huggingface": parts[0][0]}
-        return ParameterSpec(name, (L, *shape), len(shape) == 2, init, std, **foreign)
+        matrix = len(shape) == 2
+        return ParameterSpec(name, (L, *shape), matrix, init, std, product=matrix, **foreign)
 
     def qkv(kind: str) -> list[tuple[str, int]]:
         return [(f"self_attn.{letter}_proj.{kind}", rows) for letter, rows in (("q", q), ("k", kv), ("v", kv))]

@@ -98,3 +98,13 @@ def bar(description: str, total: float | None = None, unit: str = "") -> Iterato
         yield shown
     finally:
         shown.close()
+
+
+_told: set[str] = set()
+
+
+def note(text: str) -> None:
+    """A line on stderr, once in the life of the process."""
+    if text not in _told:
+        _told.add(text)
+        print(f"llmpy: {text}", file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from llmpy import __version__
 from llmpy.errors import UserError
+from llmpy.precision import CHOICES, SHORT, full_name
 
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 HEADER = "# llmpy train"  # how a file of ours begins
@@ -135,10 +136,14 @@ class TrainConfig:
 
     precision: str = _setting(
         "machine",
-        "float32",
-        "numbers to compute with",
-        choices=("float32", "bfloat16"),
-        later={"bfloat16": "training in bfloat16"},
+        "auto",
+        "numbers to compute with: float32 (fp32), bfloat16 (bf16), or auto, bfloat16 where the processor multiplies it "
+        "faster",
+        choices=(*CHOICES, *SHORT),
+        metavar="NAME",
+    )
+    stochastic_rounding: bool = _setting(
+        "machine", False, "round the bfloat16 copy of the weights up or down at random, with the right mean"
     )
     device: str = _setting(
         "machine",
@@ -151,7 +156,7 @@ class TrainConfig:
     recompute: int = _setting(
         "machine",
         0,
-        "memory for time: 1 makes GELU again in the backward pass, 2 whole blocks",
+        "time for memory: 1 makes the MLP's hidden layer again in the backward pass, 2 whole blocks",
         "-r",
         choices=(0, 1, 2),
     )
@@ -160,6 +165,7 @@ class TrainConfig:
         for setting in fields(self):
             checked = _check(setting, getattr(self, setting.name))
             object.__setattr__(self, setting.name, checked)  # 1 given for a float is 1.0
+        object.__setattr__(self, "precision", full_name(self.precision))
         if self.model and (self.layers or self.heads or self.channels):
             raise UserError(f"{flag('model')} {self.model} has a shape: leave out --layers, --heads and --channels")
         tokens, batch = self.total_batch_tokens, self.batch_size * self.sequence_length

@@ -32,7 +32,7 @@ from llmpy.run_config import TrainConfig, as_settings, flag, from_settings, merg
 SAMPLE_TEMPERATURE = 0.75
 # What a run that goes on must share with the one that stopped: another value would be another run.
 FIXED = ("data", "tokenizer", "model", "layers", "heads", "channels", "batch_size", "sequence_length",
-         "total_batch_tokens", "overfit", "seed", "precision")  # fmt: skip
+         "total_batch_tokens", "overfit", "seed", "precision", "stochastic_rounding")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,7 @@ class Trainer:
         parts = assemble(config, newest)
         self.config, self.model, self.tokenizer = parts.config, parts.model, parts.tokenizer
         self.train_data, self.val_data, self._fingerprint = parts.train, parts.val, parts.fingerprint
-        arrays, c = self.model.arrays, self.config
-        self.optimizer = AdamW(
-            self.model.kernels, self.model.parameters, self.model.gradients, arrays["m"], arrays["v"],
-            c.beta1, c.beta2, c.weight_decay,
-        )  # fmt: skip
+        self.optimizer = AdamW.of(self.model, self.config.beta1, self.config.beta2, self.config.weight_decay)
         self.engine = self._take_engine()
 
         self.step = 0  # steps done
@@ -94,12 +90,12 @@ class Trainer:
         if self.out is not None:
             checkpoint.check_space(self.out, self.model)
             if _resume:
-                checkpoint.reopen_run(self.out, to_toml(c))
+                checkpoint.reopen_run(self.out, to_toml(self.config))
                 cut_logs(self.out, self.step, self.evaluated)
             else:
                 tokenizer = self.tokenizer.to_json() if self.tokenizer else None
-                checkpoint.start_run(self.out, to_toml(c), tokenizer, overwrite)
-        self.screen = Screen(c.steps, c.log_every, quiet)
+                checkpoint.start_run(self.out, to_toml(self.config), tokenizer, overwrite)
+        self.screen = Screen(self.config.steps, self.config.log_every, quiet)
         self.log = RunLog(None)
 
     @classmethod
@@ -118,6 +114,8 @@ class Trainer:
         path = Path(out) / checkpoint.CONFIG
         saved = from_settings(read_toml(path, sealed=True), str(path))
         given = dict(changes or {})
+        if given.get("precision") == "auto":  # whatever it was
+            del given["precision"]
         wanted = with_absolute_paths(from_settings(merged(as_settings(saved), given)))
         for name in FIXED:
             before, now = getattr(saved, name), getattr(wanted, name)
@@ -310,6 +308,7 @@ class Trainer:
                 f"the run in {self.out} has done {state['step']} steps: --steps {self.config.steps} lies behind it"
             )
         checkpoint.load(newest, self.model)
+        self.model.pack_weights(state["step"])
         self.train_data.set_state(state["loader"])
         self.step, self.seconds, self.evaluated = state["step"], state["seconds"], state["evaluated"]
         self.train_loss, self.val_loss = state["losses"]["train"], state["losses"]["val"]
@@ -326,7 +325,8 @@ class Trainer:
             f"model: {size} parameters; {shape.layers} layers, {shape.heads} heads, {shape.channels} channels, "
             f"{shape.vocab_size} tokens",
             self.model.memory.report(),
-            f"training: {c.steps} steps of {c.step_tokens:,} tokens, learning rate {c.lr:g} ({c.schedule})",
+            f"training: {c.steps} steps of {c.step_tokens:,} tokens in {c.precision}, learning rate {c.lr:g} "
+            f"({c.schedule})",
         ])  # fmt: skip
 
 

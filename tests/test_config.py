@@ -64,8 +64,13 @@ def test_llama_by_size(size):
 def test_either_family_by_its_descriptor():
     assert from_descriptor("d12") == GPT2Config()
     assert from_descriptor("gpt3:c768", 300, 64) == GPT2Config(300, 64)
-    for name in ("llama:7", "llama:", "llama", "d13", "15M"):
-        with pytest.raises(UserError, match=r"no model is named .*llama:\{260K,15M,"):
+    for name, known in (
+        ("llama:7", r"llama:\{260K,15M,"),
+        ("llama:", r"llama:\{260K,15M,"),
+        ("d13", r"d\{6,12,"),
+        ("15M", r"d\{6,12,.*llama:\{260K,15M,"),
+    ):
+        with pytest.raises(UserError, match=rf"no model is named .*{known}"):
             from_descriptor(name)
 
 

@@ -33,7 +33,9 @@ LAYERS = (
         "llmpy.tokenizer_training",
         "llmpy.tokenizers",
     ),
-    ("llmpy.config", "llmpy.distributed", "llmpy.optimizer", "llmpy.parameters", "llmpy.run_config", "llmpy.sampling"),
+    ("llmpy.optimizer",),
+    ("llmpy.weights",),
+    ("llmpy.config", "llmpy.distributed", "llmpy.parameters", "llmpy.precision", "llmpy.run_config", "llmpy.sampling"),
     ("llmpy.kernels",),
     ("llmpy.download", "llmpy.errors", "llmpy.files", "llmpy.memory", "llmpy.progress", "llmpy.rng"),
 )

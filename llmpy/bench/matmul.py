@@ -1,6 +1,8 @@
 """The products of a training step, one by one: ours, NumPy's (OpenBLAS as pip installs it) and PyTorch's (MKL).
 
 For every linear layer, forward y = x w^T, and backward dx = dy w and dw = dy^T x. All write into an array that exists.
+In bfloat16 all operands are, and what we do to bring them into our tiles' order is part of our time; dw is in float32
+with us, where the optimizer needs it, and in bfloat16 with PyTorch, which offers no other. NumPy has no bfloat16.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from typing import Any
 import numpy as np
 
 from llmpy import kernels
-from llmpy.bench import machine, peers, timing
+from llmpy.bench import ceilings, machine, peers, timing
 from llmpy.config import GPT2Config
+from llmpy.errors import UserError
 from llmpy.memory import MemoryPlan
 from llmpy.models.gpt2 import LOGITS_ROWS
+from llmpy.precision import dtype
 from llmpy.progress import bar
 
 KINDS = ("forward", "dx", "dw")
@@ -25,35 +29,44 @@ KINDS = ("forward", "dx", "dw")
 
 @dataclass(frozen=True)
 class Product:
-    """One product of the layer w [OC, C] on `rows` rows."""
+    """One product of the layer w [OC, C] on `rows` rows, its operands in `precision`."""
 
     layer: str
     kind: str
     rows: int
     OC: int
     C: int
+    precision: str = "float32"
 
     @property
     def flops(self) -> int:
         return 2 * self.rows * self.OC * self.C
 
     def operands(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Random x [rows, C], w [OC, C], dy [rows, OC], float32, for every contestant on huge pages as in a model."""
+        """Random x [rows, C], w [OC, C], dy [rows, OC], for every contestant on huge pages as in a model."""
         plan, random = MemoryPlan(), np.random.default_rng(0)
         for name, *shape in (("x", self.rows, self.C), ("w", self.OC, self.C), ("dy", self.rows, self.OC)):
-            plan.add("operands", name, *shape)
+            plan.add("operands", name, *shape, dtype=dtype(self.precision))
         arrays = plan.take()
         for array in arrays.values():
-            random.standard_normal(dtype=np.float32, out=array)
+            array[...] = random.standard_normal(array.shape, np.float32)
         return arrays["x"], arrays["w"], arrays["dy"]
 
+    def gradient(self, w: np.ndarray) -> np.ndarray:
+        """Where we write dw [OC, C], in float32: over w, where w is, as that product does not read it."""
+        if w.dtype == np.float32:
+            return w
+        plan = MemoryPlan()
+        plan.add("operands", "dw", self.OC, self.C)
+        return plan.take()["dw"]
 
-def products(config: GPT2Config, rows: Sequence[int]) -> list[Product]:
+
+def products(config: GPT2Config, rows: Sequence[int], precision: str = "float32") -> list[Product]:
     """All products of a step at each number of rows; the head's at the rows of logits that exist at a time, no more."""
     C, V = config.channels, config.vocab_size
     layers = {"qkv": (3 * C, C), "attproj": (C, C), "fc": (4 * C, C), "fcproj": (C, 4 * C), "head": (V, C)}
     return [
-        Product(layer, kind, n, *shape)
+        Product(layer, kind, n, *shape, precision)
         for n in rows
         for layer, shape in layers.items()
         if layer != "head" or n <= LOGITS_ROWS
@@ -62,11 +75,12 @@ def products(config: GPT2Config, rows: Sequence[int]) -> list[Product]:
 
 
 def our_product(product: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
-    kernels.start("cpu", threads)
+    work = Product(**product)
+    kernels.start("cpu", threads, precision=work.precision)
     from llmpy.kernels.cpu.gemm import NN, NT, TN, gemm
 
-    x, w, dy = Product(**product).operands()
-    operands = {"forward": (dy, x, w, NT), "dx": (x, dy, w, NN), "dw": (w, dy, x, TN)}[product["kind"]]
+    x, w, dy = work.operands()
+    operands = {"forward": (dy, x, w, NT), "dx": (x, dy, w, NN), "dw": (work.gradient(w), dy, x, TN)}[work.kind]
 
     def run() -> np.ndarray:
         gemm(*operands)
@@ -85,20 +99,40 @@ def numpy_product(product: dict[str, Any], threads: int) -> Callable[[], np.ndar
 def pytorch_product(product: dict[str, Any], threads: int) -> Callable[[], object]:
     import torch
 
+    from llmpy.bench.torch_gpt2 import as_tensor
+
     torch.set_num_threads(threads)
-    x, w, dy = (torch.from_numpy(array) for array in Product(**product).operands())
+    x, w, dy = (as_tensor(array) for array in Product(**product).operands())
     a, b, out = {"forward": (x, w.t(), dy), "dx": (dy, w, x), "dw": (dy.t(), x, w)}[product["kind"]]
     return lambda: torch.mm(a, b, out=out)
 
 
-def bench(config: GPT2Config, rows: Sequence[int], threads: int, rounds: int, against_torch: bool) -> dict[str, Any]:
-    """Every product, by each contestant in turn; the peer of a product is the faster one of the others."""
-    kernels.start("cpu", threads)
-    contestants = {"llm.py": "our_product", "NumPy": "numpy_product"}
+def bench(
+    config: GPT2Config,
+    rows: Sequence[int],
+    threads: int,
+    rounds: int,
+    against_torch: bool,
+    precision: str = "float32",
+) -> dict[str, Any]:
+    """Every product, by each contestant in turn; the peer of a product is the faster one of the others.
+
+    Raises UserError where there are no others: bfloat16 without PyTorch.
+    """
+    contestants = {"llm.py": "our_product"}
+    if precision == "float32":
+        contestants["NumPy"] = "numpy_product"
     if against_torch:
         peers.require_torch()
         contestants["PyTorch"] = "pytorch_product"
-    todo = products(config, rows)
+    if len(contestants) == 1:
+        raise UserError(
+            f"matmul in {precision} needs a peer, and NumPy has no {precision}: add --against torch, or"
+            " take --precision float32"
+        )
+    kernels.start("cpu", threads, precision=precision)
+    ceiling = ceilings.ask(precision, threads)
+    todo = products(config, rows, precision)
     results = []
     with ExitStack() as stack, bar("measuring", len(todo) * rounds * len(contestants), "turns") as shown:
         settings = peers.thread_settings(threads)
@@ -116,18 +150,22 @@ def bench(config: GPT2Config, rows: Sequence[int], threads: int, rounds: int, ag
                 | {
                     "gflops": {
                         name: round(product.flops / t / 1e9, 1) for name, t in ({"llm.py": ours} | times).items()
-                    }
+                    },
+                    "share_of_ceiling": round(product.flops / ours / ceiling.flops, 4),
                 }
             )
+    others = list(contestants)[1:]
     ratios = [result["ratio"] for result in results]
     return {
         "benchmark": "matmul",
+        "precision": precision,
         "rounds": rounds,
         "ours_ms": round(sum(result["ours_ms"] for result in results), 4),
-        "peer": "the faster of " + " and ".join(list(contestants)[1:]),
+        "peer": others[0] if len(others) == 1 else f"the faster of {' and '.join(others)}",
         "peer_ms": round(sum(result["peer_ms"] for result in results), 4),
         "ratio": statistics.median(ratios),
         "worst_ratio": max(ratios),
+        "ceilings": ceiling.rounded(),
         "products": results,
         "machine": machine.describe(threads),
     }

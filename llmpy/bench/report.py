@@ -25,7 +25,8 @@ def _train(result: dict[str, Any]) -> None:
     model = result["model"]
     print(
         f"a training step: {model['layers']} layers, {model['heads']} heads, {model['channels']} channels,"
-        f" batch {result['batch_size']}, {result['sequence_length']} tokens, recompute {result['recompute']}"
+        f" batch {result['batch_size']}, {result['sequence_length']} tokens, recompute {result['recompute']},"
+        f" {result['precision']}"
     )
     rows = [["llm.py", f"{result['ours_ms']:,.1f}", "", "", f"{result['peak_mb']:,.0f}"]]
     for peer in result["peers"]:
@@ -38,21 +39,42 @@ def _train(result: dict[str, Any]) -> None:
     if result["peer"]:
         print(f"against {result['peer']}, the peer that counts: {result['ratio']:.3f} of its time")
     print(f"{result['tokens_per_s']:,.0f} tokens/s")
+    if "profile" in result:
+        _profile(result["profile"])
+
+
+def _profile(profile: dict[str, Any]) -> None:
+    ceilings = profile["ceilings"]
+    print(
+        f"\nwhere a step of {profile['step_ms']:,.1f} ms goes; this machine's ceilings: products"
+        f" {ceilings['gflops']:,.0f} GFLOP/s, memory {ceilings['gb_per_s']:,.1f} GB/s"
+    )
+    rows = []
+    for one in profile["operations"]:
+        row = [one["operation"], f"{one['calls']}", f"{one['ms']:,.2f}", f"{100 * one['share']:.1f}"]
+        if "bound" in one:
+            products = one["bound"] == "products"
+            row += [f"{one['gflops']:,.0f}" if products else "", "" if products else f"{one['gb_per_s']:,.1f}"]
+            row += [f"{100 * one['share_of_ceiling']:.0f}"]
+        rows.append(row if "bound" in one else [*row, "", "", ""])
+    table(["operation", "calls", "ms", "% of the step", "GFLOP/s", "GB/s", "% of the ceiling"], rows)
 
 
 def _matmul(result: dict[str, Any]) -> None:
     names = list(result["products"][0]["gflops"])
-    print("products of a training step, GFLOP/s; the ratio is our time to the faster one of the others")
+    print(f"products of a training step, {result['precision']}, GFLOP/s; ratio: our time to that of {result['peer']};")
+    print(f"share: ours of this machine's ceiling, {result['ceilings']['gflops']:,.0f} GFLOP/s")
     rows = []
     for p in result["products"]:
         speeds = [f"{speed:.0f}" for speed in p["gflops"].values()]
-        rows.append([p["layer"], p["kind"], f"{p['rows']} x {p['OC']} x {p['C']}", *speeds, f"{p['ratio']:.3f}"])
-    table(["layer", "product", "rows x OC x C", *names, "ratio"], rows)
+        rows.append([p["layer"], p["kind"], f"{p['rows']} x {p['OC']} x {p['C']}", *speeds])
+        rows[-1] += [f"{p['ratio']:.3f}", f"{p['share_of_ceiling']:.2f}"]
+    table(["layer", "product", "rows x OC x C", *names, "ratio", "share"], rows)
     print(f"median ratio {result['ratio']:.3f}, worst {result['worst_ratio']:.3f}")
 
 
 def _attention(result: dict[str, Any]) -> None:
-    print("causal attention of one layer, forward and backward")
+    print(f"causal attention of one layer, forward and backward, {result['precision']}")
     rows = []
     for one in result["lengths"]:
         peer = [f"{one['peer_ms']:.2f}", f"{one['ratio']:.3f}"] if "ratio" in one else ["", ""]

@@ -50,6 +50,10 @@ class Worker:
         """Seconds that the work took, now."""
         return float(self._ask({"quick": QUICK})["seconds"])
 
+    def result(self) -> Any:
+        """What the work returns, done once; JSON must be able to hold it."""
+        return self._ask({"result": True})["result"]
+
     def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None

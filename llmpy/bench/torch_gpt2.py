@@ -5,6 +5,8 @@ Cut as nanoGPT is: fused attention, one product for q, k and v, fused AdamW, the
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 import torch
 from torch import nn
@@ -12,6 +14,18 @@ from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 
 from llmpy.config import GPT2Config
 from llmpy.parameters import Parameters, ParameterSpec, gpt2_table
+
+
+def autocast(precision: str) -> AbstractContextManager[object]:
+    """Around forward and loss: products in bfloat16 where `precision` says so, float32 as it is otherwise."""
+    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bfloat16" else nullcontext()
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """The same memory as a tensor; PyTorch knows NumPy's float32, and bfloat16 by its bits alone."""
+    if array.dtype == np.float32:
+        return torch.from_numpy(array)
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
 
 
 class Attention(nn.Module):

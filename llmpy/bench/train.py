@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class Step:
     threads: int
     recompute: int = 0
     clip: float = 0.0
+    precision: str = "float32"
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Step:
@@ -40,15 +42,19 @@ class Step:
         return np.ascontiguousarray(x[:, :-1]), np.ascontiguousarray(x[:, 1:])
 
 
-def our_step(step: dict[str, Any]) -> Callable[[], object]:
-    """Our training step, ready to be called."""
+def our_step(
+    step: dict[str, Any], observe: Callable[[ModuleType], ModuleType] = lambda kernels: kernels
+) -> Callable[[], object]:
+    """Our training step, ready to be called; on what `observe` makes of the kernels."""
     from llmpy.models.gpt2 import GPT2
     from llmpy.optimizer import AdamW, clip_scale
 
     work = Step.from_dict(step)
-    backend = kernels.start("cpu", work.threads)
-    model = GPT2(work.config, "cpu", work.batch_size, work.sequence_length, work.recompute).initialize()
-    optimizer = AdamW(backend, model.parameters, model.gradients, model.arrays["m"], model.arrays["v"])
+    kernels.start("cpu", work.threads, work.precision)
+    shape = (work.config, "cpu", work.batch_size, work.sequence_length, work.recompute)
+    model = GPT2(*shape, precision=work.precision).initialize()
+    model.kernels = observe(model.kernels)
+    optimizer = AdamW.of(model)
     x, y = work.tokens()
     done = 0
 
@@ -63,10 +69,13 @@ def our_step(step: dict[str, Any]) -> Callable[[], object]:
 
 
 def pytorch_step(step: dict[str, Any], compiled: bool) -> Callable[[], object]:
-    """The same step in PyTorch: fused attention, fused AdamW, padded vocabulary, gradients dropped and not zeroed."""
+    """The same step in PyTorch: fused attention, fused AdamW, padded vocabulary, gradients dropped and not zeroed.
+
+    In bfloat16 as its makers advise: autocast around forward and loss, parameters and optimizer in float32.
+    """
     import torch
 
-    from llmpy.bench.torch_gpt2 import TorchGPT2
+    from llmpy.bench.torch_gpt2 import TorchGPT2, autocast
 
     work = Step.from_dict(step)
     torch.set_num_threads(work.threads)
@@ -77,20 +86,23 @@ def pytorch_step(step: dict[str, Any], compiled: bool) -> Callable[[], object]:
     x, y = (torch.from_numpy(a).long() for a in work.tokens())
 
     def run() -> float:
-        loss = forward(x, y)
+        with autocast(work.precision):
+            loss = forward(x, y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if work.clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), work.clip)
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     return run
 
 
 def bench(step: Step, rounds: int, rivals: list[peers.Peer]) -> dict[str, Any]:
     """Measure our step, and each rival's beside it. benchmarks/README.md describes the fields of the result."""
-    kernels.start("cpu", step.threads)  # compiled here, where it shows, and read from disk by the worker
+    kernels.start(
+        "cpu", step.threads, precision=step.precision
+    )  # compiled here, where it shows, and read from disk by the worker
     turns = rounds * max(1, 2 * len(rivals))
     with timing.worker("llm.py") as us, bar("measuring", turns, "turns") as shown:
         us.prepare("llmpy.bench.train:our_step", step=asdict(step))
@@ -106,7 +118,7 @@ def bench(step: Step, rounds: int, rivals: list[peers.Peer]) -> dict[str, Any]:
             "batch_size": step.batch_size,
             "sequence_length": step.sequence_length,
             "recompute": step.recompute,
-            "precision": "float32",
+            "precision": step.precision,
             "rounds": rounds,
             "ours_ms": best["ours_ms"],
             "peer": best.get("name"),

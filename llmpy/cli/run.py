@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer.from_spec(args.tokenizer) if args.tokenizer else model.tokenizer
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer beside it: give --tokenizer FILE, bytes or gpt2")
-    engine = Engine(model, device.start(args), tokenizer)
+    backend, precision = device.start(args)
+    engine = Engine(model, backend, tokenizer, precision)
     ids = prompt_ids(tokenizer, prompt)
     stop_ids = stop_ids_of(tokenizer, not args.no_stop)
     start = time.perf_counter()

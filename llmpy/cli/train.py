@@ -64,7 +64,8 @@ def _add_setting(group: Any, name: str, default: Any, about: dict[str, Any]) -> 
     text = about["help"].replace("%", "%%")
     if kind is bool:
         group.add_argument(flag(name), action="store_true", default=None, help=text)
-        group.add_argument(about["short"], dest=name, type=_zero_or_one, help=argparse.SUPPRESS)
+        if about["short"]:
+            group.add_argument(about["short"], dest=name, type=_zero_or_one, help=argparse.SUPPRESS)
         return
     if default is not None and default != "" and "default" not in text:
         text += f" (default {default})"

@@ -6,8 +6,19 @@ writes gradients of activations and adds (`+=`) to gradients of parameters. Wher
 
 Arrays are float32 (the reference takes float64 too) and C-contiguous, except q, k, v and their gradients, and what rope
 turns, which may be strided views of one [B, T, (NH + 2 NKV) * hs] buffer as long as the last axis is contiguous. Tokens
-and targets are int32. Letters: N rows (batch times time), C channels, OC output channels, B batch, T time, NH heads,
-NKV key/value heads, hs head size, H hidden channels, V vocabulary, S sequences being decoded.
+and targets are int32. A backend with bfloat16 takes activations and their gradients (x, y, q, k, v, residual ...) as
+ml_dtypes.bfloat16 too, all of a call alike; parameters and their gradients, mean, rstd, lse, losses and logits stay
+float32, and so does all arithmetic but the products. The weights of linear layers are then `Weight`s:
+
+    weight_size(OC, C) -> int
+        bfloat16 numbers that a Weight takes
+    Weight(numbers, OC, C)
+        a weight [OC, C] in memory of that size, as the products of this machine read it
+    pack_weight(weight, w, rounding=0)
+        the float32 w [OC, C] -> the weight, rounded to the nearest; or at random, with the seed `rounding` if not 0
+
+Letters: N rows (batch times time), C channels, OC output channels, B batch, T time, NH heads, NKV key/value heads,
+hs head size, H hidden channels, V vocabulary, S sequences being decoded.
 
     embedding_forward(x, tokens, wte, wpe=None, start=0)
         x [B, T, C] = wte[tokens [B, T]] + wpe[start : start + T]
@@ -29,9 +40,9 @@ NKV key/value heads, hs head size, H hidden channels, V vocabulary, S sequences 
         y [N, OC] = x [N, C] @ w [OC, C]^T + b [OC]
         residual [N, OC] is added to y (y may be the same array)
         pre_gelu [N, OC] receives the product, and y its GELU
-    linear_backward(dx, dw, db, dy, x, w, pre_gelu=None, accumulate=True)
+    linear_backward(dx, dw, db, dy, x, w, gelu=False, accumulate=True)
         dw and db first, then dx [N, C] = dy @ w; dx may be the same array as x; any of the three may be None
-        pre_gelu [N, C]: x was gelu(pre_gelu), and dx becomes the gradient of pre_gelu
+        gelu: x is the input of a GELU before the layer; it becomes its GELU, dx (another array) the gradient by it
 
     gelu_forward(y, x)
         any shape
@@ -65,8 +76,8 @@ NKV key/value heads, hs head size, H hidden channels, V vocabulary, S sequences 
     classifier_backward(losses, dx, dw, x, w, targets, scale, logits, accumulate=True)
         the losses, and the gradients of scale * their sum; one pass, so the products of the forward pass are made once
 
-    adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale)
-        flat [n]; step counts from 1
+    adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale, weight=None, rounding=0)
+        flat [n]; step counts from 1; with a weight they are [OC, C], and it becomes p as `pack_weight` makes it
     global_norm(g) -> float
         the L2 norm of flat [n]
 """
@@ -113,7 +124,7 @@ def load(backend: str) -> ModuleType:
     return importlib.import_module(f"llmpy.kernels.{backend}")
 
 
-def start(backend: str, threads: int | None = None) -> ModuleType:
+def start(backend: str, threads: int | None = None, precision: str = "float32") -> ModuleType:
     """`load`, and the backend made ready: its threads set, its kernels compiled, showing how far that is.
 
     Raises UserError for an unknown backend or a number of threads that the machine has not.
@@ -121,6 +132,8 @@ def start(backend: str, threads: int | None = None) -> ModuleType:
     module = load(backend)
     if hasattr(module, "set_threads"):
         module.set_threads(threads)
+    if hasattr(module, "notice") and (notice := module.notice()):
+        progress.note(notice)
     if hasattr(module, "compile_all"):
         with progress.bar("compiling the kernels, once on this machine", unit="kernels") as bar:
 
@@ -128,5 +141,5 @@ def start(backend: str, threads: int | None = None) -> ModuleType:
                 bar.total = total
                 bar.advance(done - bar.done)
 
-            module.compile_all(report)
+            module.compile_all(report, precision)
     return module

@@ -13,7 +13,7 @@ from llmpy.models.gpt2 import GPT2
 from llmpy.models.gpt2_decode import GPT2Decoder
 from llmpy.models.llama import Llama
 from llmpy.models.llama_decode import LlamaDecoder
-from llmpy.models.transformer import plan_parameters
+from llmpy.models.transformer import Weights
 from llmpy.parameters import Parameters
 
 Model = GPT2 | Llama
@@ -26,27 +26,36 @@ def new_model(
     batch_size: int | None = None,
     sequence_length: int | None = None,
     recompute: int = 0,
+    precision: str = "float32",
+    stochastic_rounding: bool = False,
+    seed: int = 0,
     dropout: float = 0.0,
 ) -> Model:
     """A model of the config's family, its parameters not yet drawn; the arguments are those of Transformer."""
+    size, numbers = (backend, batch_size, sequence_length, recompute), (precision, stochastic_rounding, seed)
     if isinstance(config, LlamaConfig):
-        return Llama(config, backend, batch_size, sequence_length, recompute, dropout)
+        return Llama(config, *size, *numbers, dropout)
     if dropout:
         raise UserError(f"GPT-2 is trained without dropout here: leave out --dropout {dropout:g}, or train a Llama")
-    return GPT2(config, backend, batch_size, sequence_length, recompute)
+    return GPT2(config, *size, *numbers)
 
 
-def new_decoder(config: ModelConfig, parameters: Parameters, backend: str = "cpu", sequences: int = 1) -> Decoder:
-    """What generates with these parameters, `sequences` texts at a time."""
+def new_decoder(
+    config: ModelConfig,
+    parameters: Parameters,
+    backend: str = "cpu",
+    sequences: int = 1,
+    weights: Weights | None = None,
+) -> Decoder:
+    """What generates with these parameters, `sequences` texts at a time; `weights`, a model's, say the precision."""
     family = LlamaDecoder if isinstance(config, LlamaConfig) else GPT2Decoder
-    return family(config, parameters, backend, sequences)  # type: ignore[arg-type]
+    return family(config, parameters, backend, sequences, weights)  # type: ignore[arg-type]
 
 
-def plan_training(config: ModelConfig, B: int, T: int, recompute: int) -> MemoryPlan:
-    """The memory that training takes: parameters, and what passes over B sequences of T tokens need."""
-    plan = plan_parameters(config, training=True)
+def plan_training(
+    config: ModelConfig, B: int, T: int, recompute: int, precision: str = "float32", backend: str = "cpu"
+) -> MemoryPlan:
+    """All that training takes over B sequences of T tokens."""
     if isinstance(config, LlamaConfig):
-        Llama.plan_activations(plan, config, B, T, recompute)
-    else:
-        gpt2.plan_activations(plan, config, B, T, recompute)
-    return plan
+        return Llama.plan_training(config, B, T, recompute, precision, backend)
+    return gpt2.plan_training(config, B, T, recompute, precision, backend)

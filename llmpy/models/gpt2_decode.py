@@ -9,26 +9,34 @@ import numpy as np
 from llmpy import kernels
 from llmpy.config import GPT2Config
 from llmpy.memory import MemoryPlan
+from llmpy.models.gpt2 import head_of
 from llmpy.parameters import Parameters
+from llmpy.precision import dtype
+from llmpy.weights import BFloat16Weights
 
 
 class GPT2Decoder:
     """S sequences of at most `context` tokens, decoded side by side. Buffers are taken once."""
 
-    def __init__(self, config: GPT2Config, parameters: Parameters, backend: str = "cpu", sequences: int = 1) -> None:
-        self.config, self.parameters, self.kernels, self.sequences = (
-            config,
-            parameters,
-            kernels.load(backend),
-            sequences,
-        )
+    def __init__(
+        self,
+        config: GPT2Config,
+        parameters: Parameters,
+        backend: str = "cpu",
+        sequences: int = 1,
+        weights: Parameters | BFloat16Weights | None = None,
+    ) -> None:
+        """`weights` are a model's: with a bfloat16 copy of the parameters, all is computed and kept in bfloat16."""
+        self.config, self.parameters, self.kernels = config, parameters, kernels.load(backend)
+        self.weights, self.sequences = parameters if weights is None else weights, sequences
+        numbers = dtype("bfloat16" if isinstance(weights, BFloat16Weights) else "float32")
         L, S, T, C, NH = config.layers, sequences, config.context, config.channels, config.heads
         self.memory = plan = MemoryPlan()
         for name in ("keys", "values"):
-            plan.add("key-value cache", name, L, S, T, NH, C // NH)
+            plan.add("key-value cache", name, L, S, T, NH, C // NH, dtype=numbers)
         rows = S * T
         for name, width in (("x", C), ("ln", C), ("qkv", 3 * C), ("att", C), ("fch", 4 * C), ("fch_gelu", 4 * C)):
-            plan.add("activations", name, rows, width)
+            plan.add("activations", name, rows, width, dtype=numbers)
         plan.add("activations", "mean", rows)
         plan.add("activations", "rstd", rows)
         plan.add("activations", "lse", S * NH * T)
@@ -77,19 +85,20 @@ class GPT2Decoder:
         ln, qkv, att, fch, fch_gelu, mean, rstd = (
             self.arrays[name][:rows] for name in ("ln", "qkv", "att", "fch", "fch_gelu", "mean", "rstd")
         )
-        for layer, w in enumerate(p.layers):
-            K.layernorm_forward(ln, mean, rstd, x, w.ln1w, w.ln1b)
-            K.linear_forward(qkv, ln, w.qkvw, w.qkvb)
+        for layer, (v, w) in enumerate(zip(p.layers, self.weights.layers, strict=True)):  # vectors, matrices
+            K.layernorm_forward(ln, mean, rstd, x, v.ln1w, v.ln1b)
+            K.linear_forward(qkv, ln, w.qkvw, v.qkvb)
             attend(layer, qkv, att)
-            K.linear_forward(x, att, w.attprojw, w.attprojb, residual=x)
-            K.layernorm_forward(ln, mean, rstd, x, w.ln2w, w.ln2b)
-            K.linear_forward(fch_gelu, ln, w.fcw, w.fcb, pre_gelu=fch)
-            K.linear_forward(x, fch_gelu, w.fcprojw, w.fcprojb, residual=x)
+            K.linear_forward(x, att, w.attprojw, v.attprojb, residual=x)
+            K.layernorm_forward(ln, mean, rstd, x, v.ln2w, v.ln2b)
+            K.linear_forward(fch_gelu, ln, w.fcw, v.fcb, pre_gelu=fch)
+            K.linear_forward(x, fch_gelu, w.fcprojw, v.fcprojb, residual=x)
         K.layernorm_forward(ln, mean, rstd, x, p.lnfw, p.lnfb)
         return ln
 
     def _logits(self, x: np.ndarray) -> np.ndarray:
         """x [S, C] -> logits [S, V]; valid until the next call."""
         logits = self.arrays["logits"][: len(x)]
-        self.kernels.linear_forward(logits, np.ascontiguousarray(x), self.parameters.wte[: self.config.vocab_size])
+        head = head_of(self.weights, self.config.vocab_size)
+        self.kernels.linear_forward(logits, np.ascontiguousarray(x), head)
         return logits

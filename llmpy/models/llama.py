@@ -16,15 +16,15 @@ backward pass has at hand anyway. Gradients of activations are written over the 
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llmpy.config import LlamaConfig
 from llmpy.memory import MemoryPlan
 from llmpy.models.rotary import rotations
-from llmpy.models.transformer import LOGITS_ROWS, Transformer
-from llmpy.parameters import Parameters
+from llmpy.models.transformer import LOGITS_ROWS, Transformer, Weights
+from llmpy.precision import dtype
 
 
 class _Kept(NamedTuple):
@@ -49,31 +49,33 @@ class Llama(Transformer[LlamaConfig]):
     """
 
     @staticmethod
-    def plan_activations(plan: MemoryPlan, config: LlamaConfig, B: int, T: int, recompute: int) -> None:
+    def plan_activations(
+        plan: MemoryPlan, config: LlamaConfig, B: int, T: int, recompute: int, precision: str = "float32"
+    ) -> None:
         """Add what a forward and backward pass over B sequences of T tokens needs."""
         L, C, H, N = config.layers, config.channels, config.hidden, B * T
         NH, NKV, hs = config.heads, config.kv_heads, config.head_size
         kept = 1 if recompute == 2 else L
-        add = partial(plan.add, "activations")
+        add, exact = partial(plan.add, "activations", dtype=dtype(precision)), partial(plan.add, "activations")
         add("residual", L + 1, N, C)  # before each block, and after the last
         add("residual_mid", kept, N, C)  # between a block's two halves
         add("qkv", kept, B, T, NH + 2 * NKV, hs)
         add("att", kept, N, NH * hs)
-        add("lse", kept, B, NH, T)
+        exact("lse", kept, B, NH, T)
         add("gateup", L if recompute == 0 else 1, N, 2 * H)
         add("hidden", N, H)
         add("ln", N, C)
-        add("ln_rstd", N)
+        exact("ln_rstd", N)
         add("dresidual", N, C)
         add("scratch", N * max(C, NH * hs))  # a gradient by attention's output, or one as wide as the residual
-        add("losses", N)
-        add("cos", T, hs // 2)
-        add("sin", T, hs // 2)
+        exact("losses", N)
+        exact("cos", T, hs // 2)
+        exact("sin", T, hs // 2)
         plan.add("logits", "logits", min(N, LOGITS_ROWS), config.vocab_size)
 
     @staticmethod
-    def head(config: LlamaConfig, weights: Parameters) -> np.ndarray:
-        return weights.wte if config.tied else weights.lm_headw
+    def head(config: LlamaConfig, weights: Weights) -> Any:
+        return weights["wte" if config.tied else "lm_headw"]
 
     def _begin(self) -> None:
         self.arrays["cos"][:], self.arrays["sin"][:] = rotations(self.config, self.sequence_length)

@@ -12,7 +12,10 @@ from llmpy.config import LlamaConfig
 from llmpy.memory import MemoryPlan
 from llmpy.models.llama import Llama
 from llmpy.models.rotary import rotations
+from llmpy.models.transformer import Weights
 from llmpy.parameters import Parameters
+from llmpy.precision import dtype
+from llmpy.weights import BFloat16Weights
 
 MOST_POSITIONS = 4096  # newer models have positions for far more text than the cache of a small machine can hold
 
@@ -23,18 +26,28 @@ class LlamaDecoder:
     `.config` is the one given, its context cut to MOST_POSITIONS.
     """
 
-    def __init__(self, config: LlamaConfig, parameters: Parameters, backend: str = "cpu", sequences: int = 1) -> None:
+    def __init__(
+        self,
+        config: LlamaConfig,
+        parameters: Parameters,
+        backend: str = "cpu",
+        sequences: int = 1,
+        weights: Weights | None = None,
+    ) -> None:
+        """`weights` are a model's: with a bfloat16 copy of the parameters, all is computed and kept in bfloat16."""
         self.config = config = replace(config, context=min(config.context, MOST_POSITIONS))
-        self.parameters, self.kernels, self.sequences = parameters, kernels.load(backend), sequences
+        self.parameters, self.kernels = parameters, kernels.load(backend)
+        self.weights, self.sequences = parameters if weights is None else weights, sequences
+        numbers = dtype("bfloat16" if isinstance(weights, BFloat16Weights) else "float32")
         L, S, T, C, H = config.layers, sequences, config.context, config.channels, config.hidden
         NH, NKV, hs = config.heads, config.kv_heads, config.head_size
         self.memory = plan = MemoryPlan()
         for name in ("keys", "values"):
-            plan.add("key-value cache", name, L, S, T, NKV, hs)
+            plan.add("key-value cache", name, L, S, T, NKV, hs, dtype=numbers)
         rows = S * T
         for name, width in (("x", C), ("ln", C), ("qkv", (NH + 2 * NKV) * hs), ("att", NH * hs), ("gateup", 2 * H)):
-            plan.add("activations", name, rows, width)
-        plan.add("activations", "hidden", rows, H)
+            plan.add("activations", name, rows, width, dtype=numbers)
+        plan.add("activations", "hidden", rows, H, dtype=numbers)
         plan.add("activations", "rstd", rows)
         plan.add("activations", "lse", S * NH * T)
         plan.add("activations", "cos", T, hs // 2)
@@ -87,14 +100,14 @@ class LlamaDecoder:
         heads = qkv.reshape(*tokens.shape, -1, c.head_size)
         q, k, v = np.split(heads, [c.heads, c.heads + c.kv_heads], axis=2)
         K.embedding_forward(x.reshape(*tokens.shape, -1), tokens, p.wte)
-        for layer, w in enumerate(p.layers):
-            K.rmsnorm_forward(ln, rstd, x, w.ln1w, c.norm_eps)
-            K.linear_forward(qkv, ln, w.qkvw, getattr(w, "qkvb", None))
+        for layer, (vectors, w) in enumerate(zip(p.layers, self.weights.layers, strict=True)):
+            K.rmsnorm_forward(ln, rstd, x, vectors.ln1w, c.norm_eps)
+            K.linear_forward(qkv, ln, w.qkvw, getattr(vectors, "qkvb", None))
             turned = heads[:, :, : c.heads + c.kv_heads]
             K.rope_forward(turned, self.arrays["cos"], self.arrays["sin"], c.rope_interleaved, positions)
             attend(layer, att.reshape(q.shape), q, k, v)
             K.linear_forward(x, att, w.attprojw, residual=x)
-            K.rmsnorm_forward(ln, rstd, x, w.ln2w, c.norm_eps)
+            K.rmsnorm_forward(ln, rstd, x, vectors.ln2w, c.norm_eps)
             K.linear_forward(gateup, ln, w.gateupw)
             K.swiglu_forward(hidden, gateup)
             K.linear_forward(x, hidden, w.downw, residual=x)
@@ -104,5 +117,5 @@ class LlamaDecoder:
     def _logits(self, x: np.ndarray) -> np.ndarray:
         """x [S, C] -> logits [S, V]; valid until the next call."""
         logits = self.arrays["logits"][: len(x)]
-        self.kernels.linear_forward(logits, np.ascontiguousarray(x), Llama.head(self.config, self.parameters))
+        self.kernels.linear_forward(logits, np.ascontiguousarray(x), Llama.head(self.config, self.weights))
         return logits

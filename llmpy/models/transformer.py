@@ -7,7 +7,7 @@ they run forward and backward, the loss, and dropout are the same for all, and a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
@@ -17,9 +17,11 @@ from llmpy.errors import UserError
 from llmpy.memory import MemoryPlan
 from llmpy.parameters import Parameters, initialize, parameter_table, total_size
 from llmpy.rng import hash64
+from llmpy.weights import BFloat16Weights, plan_weights
 
 LOGITS_ROWS = 256  # rows of logits that exist at a time
 Config = TypeVar("Config", bound=ModelConfig)
+Weights = Parameters | BFloat16Weights
 
 
 def plan_parameters(config: ModelConfig, training: bool) -> MemoryPlan:
@@ -37,8 +39,11 @@ class Transformer(ABC, Generic[Config]):
     """A model with its parameters and, where B and T are given, all that training it takes.
 
     `recompute` trades time for memory: 0 keeps all that backward reads; 1 makes again what is widest and cheap to make;
-    2 keeps the residual stream alone and makes each block's insides again. `dropout` is the share of what the embedding
-    and each half of a block give that is dropped in training.
+    2 keeps the residual stream alone and makes each block's insides again.
+
+    `precision` is that of the computation, float32 or bfloat16 (then whoever changes the parameters other than through
+    the optimizer calls `pack_weights`). `stochastic_rounding`, with its seed: see BFloat16Weights. `dropout` is the
+    share of what the embedding and each half of a block give that is dropped in training.
     """
 
     def __init__(
@@ -48,9 +53,12 @@ class Transformer(ABC, Generic[Config]):
         batch_size: int | None = None,
         sequence_length: int | None = None,
         recompute: int = 0,
+        precision: str = "float32",
+        stochastic_rounding: bool = False,
+        seed: int = 0,
         dropout: float = 0.0,
     ) -> None:
-        self.config, self.kernels = config, kernels.load(backend)
+        self.config, self.kernels, self.precision = config, kernels.load(backend), precision
         B, T = batch_size, sequence_length or config.context
         if T > config.context:
             raise UserError(f"a sequence length of {T} is more than the model's context of {config.context}: lower it")
@@ -60,27 +68,49 @@ class Transformer(ABC, Generic[Config]):
             raise UserError(f"dropout must be at least 0 and less than 1, not {dropout}")
         self.batch_size, self.sequence_length, self.recompute, self.dropout = B, T, recompute, dropout
         self._dropout_key: int | None = None  # of the batch that is being learned; None: nothing is dropped
-        self.memory = plan_parameters(config, training=B is not None)
-        if B is not None:
-            self.plan_activations(self.memory, config, B, T, recompute)
+        if B is None:
+            self.memory = plan_parameters(config, training=False)
+        else:
+            self.memory = self.plan_training(config, B, T, recompute, precision, backend)
         self.arrays = self.memory.take()
         table = parameter_table(config)
         self.parameters = Parameters(table, self.arrays["parameters"])
-        self.weights = self.parameters  # what the products read
+        self.weights: Weights = self.parameters  # what the products read
         if B is not None:
             self.gradients = Parameters(table, self.arrays["gradients"])
+            if precision == "bfloat16":
+                self.weights = BFloat16Weights(self.kernels, self.parameters, self.arrays, stochastic_rounding, seed)
             self._begin()
 
     def initialize(self, seed: int = 42) -> Self:
         """Initial values as the table of parameters says, drawn as PyTorch draws them for this seed."""
         initialize(self.parameters, seed)
+        self.pack_weights()
         return self
+
+    def pack_weights(self, step: int = 0) -> None:
+        """After a change of the parameters: the bfloat16 copy, where there is one, as it is after so many steps."""
+        if isinstance(self.weights, BFloat16Weights):
+            self.weights.pack(step)
+
+    @classmethod
+    def plan_training(
+        cls, config: Config, B: int, T: int, recompute: int, precision: str = "float32", backend: str = "cpu"
+    ) -> MemoryPlan:
+        """All that training takes."""
+        plan = plan_parameters(config, training=True)
+        if precision == "bfloat16":
+            plan_weights(plan, kernels.load(backend), parameter_table(config))
+        cls.plan_activations(plan, config, B, T, recompute, precision)
+        return plan
 
     # ---- the parts of a family -------------------------------------------------------------------------------------
 
     @staticmethod
     @abstractmethod
-    def plan_activations(plan: MemoryPlan, config: Config, B: int, T: int, recompute: int) -> None:
+    def plan_activations(
+        plan: MemoryPlan, config: Config, B: int, T: int, recompute: int, precision: str = "float32"
+    ) -> None:
         """Add what a forward and backward pass over B sequences of T tokens needs, `residual`, `dresidual`, `losses`
         and `logits` among it."""
 
@@ -121,8 +151,8 @@ class Transformer(ABC, Generic[Config]):
 
     @staticmethod
     @abstractmethod
-    def head(config: Config, weights: Parameters) -> np.ndarray:
-        """The head's weights, or their gradients, [V, C]"""
+    def head(config: Config, weights: Weights) -> Any:
+        """The weight of the head as products read it, or its gradient, [V, C]"""
 
     # ---- the whole model -------------------------------------------------------------------------------------------
 
@@ -193,7 +223,7 @@ class Transformer(ABC, Generic[Config]):
     # ---- what blocks are made of -----------------------------------------------------------------------------------
 
     def _add_to_residual(
-        self, y: np.ndarray, x: np.ndarray, w: np.ndarray, b: np.ndarray | None, residual: np.ndarray, place: int
+        self, y: np.ndarray, x: np.ndarray, w: Any, b: np.ndarray | None, residual: np.ndarray, place: int
     ) -> None:
         """y = residual + dropout(x w^T + b). `place` counts the additions: 2 * layer + 1, 2 * layer + 2."""
         if self._dropout_key is None:

@@ -25,6 +25,16 @@ def printer():
     return lambda: print("all the time")
 
 
+def counter():
+    done = []
+
+    def work():
+        done.append(1)
+        return {"done": len(done)}
+
+    return work
+
+
 def broken():
     raise ValueError("cannot work\nfor a reason that takes two lines")
 
@@ -47,6 +57,13 @@ def test_work_is_timed_whether_it_is_long_or_short():
         process.prepare(TARGET + "sleeper", seconds=0.001)  # the same process may be given other work
         assert 0.001 <= process.turn() < 0.05
         assert process.peak_mb > 1
+
+
+def test_what_the_work_returns_can_be_asked_for():
+    with timing.worker("someone") as process:
+        process.prepare(TARGET + "counter", warm_up=1)
+        assert process.result() == {"done": 2}
+        assert process.result() == {"done": 3}
 
 
 def test_the_environment_reaches_the_worker():

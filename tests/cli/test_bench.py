@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from llmpy.bench import matmul, peers, report, timing
+from llmpy.bench import ceilings, matmul, peers, report, timing
 from llmpy.cli import main
 from llmpy.config import GPT2Config
 from llmpy.kernels import cpu
@@ -16,6 +16,7 @@ def _quick(monkeypatch):
     """Short turns; and the threads of this process are afterwards what they were."""
     monkeypatch.setattr(timing, "PAUSE", 0.0)
     monkeypatch.setattr(timing, "QUICK", 0.005)
+    monkeypatch.setattr(ceilings, "SECONDS", 0.005)
     yield
     cpu.set_threads()
 
@@ -32,6 +33,7 @@ def test_a_step_of_ours_alone(capsys):
     result = json.loads(bench(capsys, "train", *TINY, "-b", "2", "-t", "8", "--threads", "1", "--json"))
     assert result["benchmark"] == "train"
     assert result["model"]["channels"] == 16
+    assert result["precision"] == "float32"
     assert result["ours_ms"] > 0
     assert result["tokens_per_s"] == pytest.approx(2 * 8 / result["ours_ms"] * 1e3, rel=1e-3)
     assert result["peak_mb"] > 10
@@ -40,6 +42,36 @@ def test_a_step_of_ours_alone(capsys):
     assert machine["threads"] == 1
     assert {"cpu", "cores", "isa", "memory_gb", "python", "versions"} <= set(machine)
     assert machine["versions"]["numba"]
+    assert "profile" not in result
+
+
+def test_where_the_time_of_a_step_goes(capsys):
+    words = ["train", *TINY, "--layers", "3", "-b", "2", "-t", "8", "--clip", "1", "--profile", "--json"]
+    profile = json.loads(bench(capsys, *words))["profile"]
+    operations = {one["operation"]: one for one in profile["operations"]}
+    assert sum(one["share"] for one in operations.values()) == pytest.approx(1, abs=0.01)
+    assert list(operations)[-1] == "everything else (Python)"
+    for OC, C in ((48, 16), (16, 16), (64, 16), (16, 64)):
+        forward, backward = (operations[f"linear_{way} {OC} x {C}"] for way in ("forward", "backward"))
+        assert forward["calls"] == backward["calls"] == 3
+        assert forward["flops"] == 3 * 2 * (2 * 8) * OC * C
+        assert backward["flops"] == 2 * forward["flops"]
+    assert {"adamw", "global_norm", "attention_forward", "attention_backward", "classifier_backward"} <= set(operations)
+    assert {one["bound"] for one in operations.values() if "bound" in one} <= {"products", "memory"}
+    assert min(profile["ceilings"].values()) > 0
+    assert profile["step_ms"] > 0
+
+
+def test_the_profile_as_a_table(capsys):
+    out = bench(capsys, "train", *TINY, "-b", "2", "-t", "8", "--profile")
+    lines = [line.split() for line in out.splitlines()]
+    title = next(i for i, line in enumerate(lines) if line[:2] == ["where", "a"])
+    assert "this machine's ceilings: products" in out
+    assert out.splitlines()[title + 1].startswith("operation")
+    names = [line[0] for line in lines[title + 2 : -1]]
+    assert names[-1] == "everything"
+    assert {"adamw", "layernorm_forward", "linear_backward"} <= set(names)
+    assert out.isascii()
 
 
 def test_a_step_beside_pytorch(capsys):
@@ -61,10 +93,33 @@ def test_products(capsys):
     layers = ["qkv", "attproj", "fc", "fcproj"]
     few, many = [*layers, "head"], layers  # logits exist 256 rows at a time
     assert products == [(layer, kind, n) for n, some in ((5, few), (300, many)) for layer in some for kind in kinds]
-    assert result["peer"] == "the faster of NumPy"
+    assert result["peer"] == "NumPy"
     ratios = sorted(p["ratio"] for p in result["products"])
     assert ratios[0] <= result["ratio"] <= ratios[-1] == result["worst_ratio"]
     assert set(result["products"][0]["gflops"]) == {"llm.py", "NumPy"}
+    one = result["products"][-1]
+    assert one["share_of_ceiling"] == pytest.approx(one["gflops"]["llm.py"] / result["ceilings"]["gflops"], rel=0.1)
+
+
+@pytest.mark.parametrize("what", ["train", "matmul", "attention"])
+def test_bfloat16_beside_pytorch(capsys, what):
+    pytest.importorskip("torch")
+    size = ["--rows", "5"] if what == "matmul" else ["-b", "2", "-t", "8"]
+    words = [what, *TINY, *size, "--precision", "bf16", "--against", "torch", "--peer-mode", "installed"]
+    result = json.loads(bench(capsys, *words, "--no-compile", "--json"))
+    assert result["precision"] == "bfloat16"
+    assert result["peer"].startswith("PyTorch")
+    assert result["ratio"] > 0
+    if what == "matmul":
+        assert set(result["products"][0]["gflops"]) == {"llm.py", "PyTorch"}
+
+
+def test_all_contestants_of_a_product_compute_the_same_in_bfloat16():
+    threads = pytest.importorskip("torch").get_num_threads()
+    for product in matmul.products(GPT2Config(61, 8, 1, 2, 16), [7], "bfloat16"):
+        ours = np.asarray(matmul.our_product(vars(product), threads)(), np.float32)
+        torch = matmul.pytorch_product(vars(product), threads)().float().numpy()
+        np.testing.assert_allclose(ours, torch, rtol=0.02, atol=0.05)
 
 
 def test_products_of_gpt2_124m():
@@ -96,7 +151,7 @@ def test_all_contestants_of_a_product_compute_the_same():
 def test_tables_in_a_pipe_are_plain(capsys):
     out = bench(capsys, "attention", *TINY, "-b", "1", "-t", "8")
     lines = out.splitlines()
-    assert lines[0] == "causal attention of one layer, forward and backward"
+    assert lines[0] == "causal attention of one layer, forward and backward, float32"
     assert lines[1].split("  ")[0] == "B, T, NH, hs"
     assert lines[2].startswith("1, 8, 2, 8 ")
     assert "cores" in lines[-1]
@@ -111,6 +166,7 @@ def test_a_peer_that_could_not_run_is_named(capsys):
         "batch_size": 4,
         "sequence_length": 64,
         "recompute": 0,
+        "precision": "float32",
         "ours_ms": 1.0,
         "peak_mb": 2.0,
         "peer": peer["name"],
@@ -150,6 +206,7 @@ def test_without_pytorch_it_is_one_clear_line(capsys, monkeypatch):
     ("words", "message"),
     [
         (["train", "-t", "8,16"], "a training step has one --sequence-length: give one number"),
+        (["matmul", "--profile"], "--profile is of a training step: llmpy bench train --profile, not matmul"),
         (["train", "--heads", "5"], "16 channels cannot be shared by 5 heads"),
         (["train", "--model", "d7"], "no model is named 'd7'"),
         (["train", "--threads", "4096"], "--threads 4096: this machine offers"),

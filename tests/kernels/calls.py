@@ -55,8 +55,8 @@ def make(operation, arrays):
             return Call(
                 operation,
                 (empty(N, C), new(OC, C), new(OC), new(N, OC), new(N, C), new(OC, C)),
-                (0, 1, 2),
-                {"pre_gelu": new(N, C)},
+                (0, 1, 2, 4),
+                {"gelu": True},
             )
         case "gelu_forward":
             return Call(operation, (empty(N, C), new(N, C)), (0,))

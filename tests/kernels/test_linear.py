@@ -43,7 +43,7 @@ def test_forward_agrees_with_the_reference(backend, arrays, N, C, OC, form):
 
 
 @pytest.mark.parametrize(("N", "C", "OC"), SHAPES)
-@pytest.mark.parametrize("form", ["plain", "dx is x", "gelu", "gelu, dx is x", "no dx", "no dw", "no db"])
+@pytest.mark.parametrize("form", ["plain", "dx is x", "gelu", "no dx", "no dw", "no db"])
 @pytest.mark.parametrize("accumulate", [True, False])
 def test_backward_agrees_with_the_reference(backend, arrays, N, C, OC, form, accumulate):
     x, w, dy = arrays.normal(N, C), arrays.normal(OC, C, scale=OC**-0.5), arrays.normal(N, OC)
@@ -51,8 +51,7 @@ def test_backward_agrees_with_the_reference(backend, arrays, N, C, OC, form, acc
     dw = arrays.normal(OC, C) if accumulate else arrays.empty(OC, C)  # what is written may hold anything, NaN too
     dw = None if form == "no dw" else dw
     db = None if form == "no db" else arrays.normal(OC)
-    options = {"pre_gelu": arrays.normal(N, C)} if "gelu" in form else {}
-    compare(backend, "linear_backward", dx, dw, db, dy, x, w, accumulate=accumulate, floor=2e-6, **options)
+    compare(backend, "linear_backward", dx, dw, db, dy, x, w, form == "gelu", accumulate=accumulate, floor=2e-6)
 
 
 @settings(max_examples=25, derandomize=True, deadline=None)
@@ -113,8 +112,8 @@ def test_gradient_through_a_gelu_before_it_agrees_with_differences(doubles):
         return (y * dy).sum()
 
     loss()
-    dw, kept = doubles.empty(4, 5), x.copy()
-    reference.linear_backward(x, dw, None, dy, x, w, pre_gelu, accumulate=False)  # dx over x, as the model does it
-    dpre_gelu = x.copy()
+    dw, dpre_gelu, hidden = doubles.empty(4, 5), doubles.empty(3, 5), pre_gelu.copy()
+    reference.linear_backward(dpre_gelu, dw, None, dy, hidden, w, gelu=True, accumulate=False)
     assert_agree(dpre_gelu, numerical_gradient(loss, pre_gelu), 1e-6)
-    assert_agree(dw, dy.T @ kept, 1e-12)
+    assert_agree(hidden, x, 1e-12)
+    assert_agree(dw, dy.T @ x, 1e-12)

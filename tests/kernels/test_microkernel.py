@@ -5,8 +5,9 @@ import re
 import pytest
 from llvmlite import binding, ir
 
+from llmpy.kernels.cpu.emit import I64
 from llmpy.kernels.cpu.isa import INSTRUCTION_SETS
-from llmpy.kernels.cpu.microkernel import I64, emit_tile
+from llmpy.kernels.cpu.microkernel import emit_tile
 
 TARGETS = {
     "avx512": ("x86_64-linux-gnu", "skylake-avx512", r"vfmadd\d+ps.*%zmm", r"%zmm\d+, -?\d*\(%rsp\)"),

@@ -44,7 +44,7 @@ def batch():
 
 def make(backend, batch_size=B, recompute=0, config=BASE, dropout=0.0):
     """A model whose biases and norms are not 0 and 1: those hide mistakes."""
-    model = Llama(config, backend, batch_size, T, recompute, dropout).initialize(42)
+    model = Llama(config, backend, batch_size, T, recompute, dropout=dropout).initialize(42)
     random = np.random.default_rng(42)
     for _, view in model.parameters.items():
         view += 0.05 * random.standard_normal(view.shape, dtype=np.float32)
@@ -87,7 +87,7 @@ def test_logits_loss_and_gradients_agree_with_transformers(torch, pair, batch):
 @pytest.mark.parametrize("pair", [BASE, VARIANTS["own head"], VARIANTS["biases"]], indirect=True)
 def test_ten_steps_of_adamw_agree_with_transformers(torch, pair, batch):
     ours, theirs = pair
-    ours_adamw = AdamW(ours.kernels, ours.parameters, ours.gradients, ours.arrays["m"], ours.arrays["v"])
+    ours_adamw = AdamW.of(ours)
     all_of_them = list(theirs.model.parameters())
     groups = [
         {"params": [p for p in all_of_them if p.dim() == dimensions], "weight_decay": decay}
@@ -136,7 +136,7 @@ def test_steps_repeat_bit_for_bit_at_any_number_of_threads(batch):
         for threads in (1, 2, 1):
             cpu.set_threads(min(threads, cpu.physical_cores()))
             model = make("cpu", dropout=0.1)
-            optimizer = AdamW(cpu, model.parameters, model.gradients, model.arrays["m"], model.arrays["v"])
+            optimizer = AdamW.of(model)
             losses = []
             for step in range(1, 4):
                 losses.append(model.loss_and_gradients(*batch, dropout_key=step))

@@ -4,23 +4,27 @@ The same names and arguments as `llmpy.kernels.reference`. `compile_all` compile
 run compiled; without it each kernel is compiled at its first call.
 """
 
-from llmpy.kernels.cpu.attention import attention_backward, attention_decode, attention_forward
+from llmpy.kernels.cpu.attention import attention_backward, attention_forward
+from llmpy.kernels.cpu.attention_decode import attention_decode
 from llmpy.kernels.cpu.classifier import classifier_backward, classifier_forward
 from llmpy.kernels.cpu.compile import compile_all, compile_half
 from llmpy.kernels.cpu.dropout import dropout
 from llmpy.kernels.cpu.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cpu.gelu import gelu_backward, gelu_forward
-from llmpy.kernels.cpu.isa import ISA
+from llmpy.kernels.cpu.isa import ISA, notice
 from llmpy.kernels.cpu.layernorm import layernorm_backward, layernorm_forward
 from llmpy.kernels.cpu.linear import linear_backward, linear_forward
-from llmpy.kernels.cpu.optimizer import adamw, global_norm
+from llmpy.kernels.cpu.optimizer import adamw, global_norm, pack_weight
 from llmpy.kernels.cpu.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from llmpy.kernels.cpu.rope import rope_backward, rope_forward
 from llmpy.kernels.cpu.swiglu import swiglu_backward, swiglu_forward
+from llmpy.kernels.cpu.weights import Weight, weight_size
 from llmpy.kernels.cpu.workspace import physical_cores, scratch_bytes, set_threads
 
 __all__ = [
+    "BFLOAT16_IS_FASTER",
     "ISA",
+    "Weight",
     "adamw",
     "attention_backward",
     "attention_decode",
@@ -39,6 +43,8 @@ __all__ = [
     "layernorm_forward",
     "linear_backward",
     "linear_forward",
+    "notice",
+    "pack_weight",
     "physical_cores",
     "rmsnorm_backward",
     "rmsnorm_forward",
@@ -48,6 +54,10 @@ __all__ = [
     "set_threads",
     "swiglu_backward",
     "swiglu_forward",
+    "weight_size",
 ]
+
+# Where bfloat16 is made float32 for the products, it saves memory and no time.
+BFLOAT16_IS_FASTER = ISA.bfloat16 in ("pairs", "matrix")
 
 set_threads()

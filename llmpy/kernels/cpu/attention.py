@@ -3,61 +3,70 @@ the cache.
 
 The forward pass is FlashAttention's (Dao et al. 2022) turned on its side. Scores are made transposed, [keys, NR
 queries]: a query is a lane of a vector, softmax runs down the keys with no sums across lanes, and what it leaves is, as
-it lies, the panel that the product with V reads. The backward pass works on blocks of NR queries by NR keys, made again
-from q, k and the log-sum-exp, and adds the blocks up in a fixed order.
+it lies (or rounded, in bfloat16), the panel that the product with V reads. The backward pass works on blocks of NR
+queries by NR keys, made again from q, k and the log-sum-exp, and adds the blocks up in a fixed order.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import ml_dtypes
 import numpy as np
 from numba import get_num_threads, prange
 
-from llmpy.kernels.cpu.compile import cube, helper, i32, i64, kernel, matrix, strided4
-from llmpy.kernels.cpu.gemm import MR, NR, pack_a, pack_b, tile
+from llmpy.kernels.cpu.compile import acts3, acts4, cube, helper, i64, kernel, matrix
+from llmpy.kernels.cpu.epilogue import store_row
 from llmpy.kernels.cpu.isa import ISA
-from llmpy.kernels.cpu.microkernel import ADD, STORE, fetch_add, make_transpose
+from llmpy.kernels.cpu.microkernel import ADD, STORE
+from llmpy.kernels.cpu.moves import Source, make_transpose
+from llmpy.kernels.cpu.products import BFLOAT16, FLOAT32, Products
+from llmpy.kernels.cpu.scalars import fetch_add, widen
 from llmpy.kernels.cpu.vector_math import exp
 from llmpy.kernels.cpu.workspace import scratch
 
-KEYS = 4 * NR // MR * MR  # keys to a block of the forward pass
-SQUARE = min(ISA.tile.width, NR & -NR)
-transpose = make_transpose(SQUARE)
+SQUARE = 16 if ISA.tile.width == 16 else 8  # the block in which results are turned; divides every NR
 LOWEST = np.float32(-3e38)
+transpose = make_transpose(SQUARE, Source.FLOATS)
 
 
 def attention_forward(y, lse, q, k, v):
     """q [B, T, NH, hs], k and v [B, T, NKV, hs] -> y [B, T, NH, hs], and lse [B, NH, T] for the backward pass."""
     B, T, NH, hs = q.shape
-    threads = get_num_threads()
-    panels = -(-T // NR)
-    parts = min(
-        panels, -(-4 * threads // (B * NH))
-    )  # of a head's queries, where there are fewer heads than threads could take
-    size = 2 * panels * NR * _padded(hs) + hs * NR + KEYS * NR + _padded(hs) * NR + 2 * NR
-    space = scratch("attention", threads, size)
-    _attention_forward(y, lse, q, k, v, space, scratch("attention counter", 8, dtype=np.int64), threads, parts)
+    P, threads = _products(q), get_num_threads()
+    panels = -(-T // P.NR)
+    parts = min(panels, -(-4 * threads // (B * NH)))  # of a head's queries, where there are fewer heads than threads
+    rows = _rows(P, hs)
+    size = 2 * panels * P.NR * rows + rows * P.NR + 2 * _keys(P) * P.NR + 2 * rows * P.NR + 2 * P.NR
+    space, count = scratch("attention", threads, size), scratch("attention count", 8, dtype=np.int64)
+    run = _attention_forward_float32 if P is FLOAT32 else _attention_forward_bfloat16
+    run(y.reshape(B, T, NH * hs), lse, q, k, v, space, count, threads, parts)
 
 
 def attention_backward(dq, dk, dv, dy, q, k, v, y, lse):
     """dy [B, T, NH, hs] -> dq [B, T, NH, hs], dk and dv [B, T, NKV, hs]; they may be q, k and v themselves."""
-    T, hs = q.shape[1], q.shape[3]
-    threads = get_num_threads()
-    size = 10 * -(-T // NR) * NR * _padded(hs) + 3 * NR * NR + 2 * -(-T // NR) * NR
-    space = scratch("attention", threads, size)
-    _attention_backward(
-        dq, dk, dv, dy, q, k, v, y, lse, space, scratch("attention counter", 8, dtype=np.int64), threads
-    )
+    B, T, NH, hs = q.shape
+    P, threads = _products(q), get_num_threads()
+    size = 10 * -(-T // P.NR) * P.NR * _rows(P, hs) + 6 * P.NR * P.NR + _rows(P, hs) * P.NR + 2 * -(-T // P.NR) * P.NR
+    space, count = scratch("attention", threads, size), scratch("attention count", 8, dtype=np.int64)
+    run = _attention_backward_float32 if P is FLOAT32 else _attention_backward_bfloat16
+    dy, y = dy.reshape(B, T, NH * hs), y.reshape(B, T, NH * hs)
+    run(dq, dk, dv, dy, q, k, v, y, lse, space, count, threads)
 
 
-def attention_decode(y, q, k_cache, v_cache, positions):
-    """q [S, NH, hs] of the newest tokens, caches [S, T, NKV, hs], positions [S] -> y [S, NH, hs] over keys
-    0..position."""
-    S, NH, _ = q.shape
-    _attention_decode(y, q, k_cache, v_cache, positions, scratch("attention scores", S * NH, k_cache.shape[1]))
+def _products(q: np.ndarray) -> Products:
+    return BFLOAT16 if q.dtype == ml_dtypes.bfloat16 else FLOAT32
 
 
-def _padded(hs):
-    return -(-hs // MR) * MR
+def _rows(P: Products, hs: int) -> int:
+    """The head size, up to whole tiles, whole squares, and whole steps of the depth."""
+    multiple = max(P.MR, P.step, SQUARE)
+    return -(-hs // multiple) * multiple
+
+
+def _keys(P: Products) -> int:
+    """Keys to a block of the forward pass."""
+    return 4 * P.NR // P.MR * P.MR
 
 
 @helper
@@ -67,232 +76,285 @@ def _at(x, b, t, h):
 
 
 @helper
-def _pack_rows_a(panels, x, b, t0, rows, h, hs):
-    """x[b, t0 : t0 + rows, h] as A panels of MR rows, depth hs; zeros after the last row of the sequence, up to
-    `rows`."""
-    T, stride = x.shape[1], x.strides[1] // 4
-    for r in range(0, rows, MR):
-        pack_a(panels + r * hs * 4, _at(x, b, t0 + r, h), stride, max(0, min(MR, T - t0 - r)), hs, True)
+def _put_rows(x, b, t0, h, block, ld, turned):
+    """block, float32 [rows, ld queries], turned and then narrowed -> x[b, t0:, h], as much of it as there is; `turned`
+    [ld * rows] is scratch."""
+    T, hs, rows = x.shape[1], x.shape[3], block.shape[0] // ld
+    for i in range(0, rows, SQUARE):
+        for j in range(0, ld, SQUARE):
+            transpose(block[i * ld + j :].ctypes.data, ld * 4, turned[j * rows + i :].ctypes.data, rows)
+    for j in range(min(ld, T - t0)):
+        store_row(_at(x, b, t0 + j, h), turned[j * rows : j * rows + hs], x.itemsize == 2)
+
+
+def _make_panels(P: Products) -> tuple[Any, Any]:
+    """pack_rows and pack_columns: a head's part of q, k, v or dy as A panels."""
+    MR, item, step, pack_a = P.MR, P.item, P.step, P.pack_a
+
+    @helper
+    def pack_rows(panels, address, stride, rows, valid, hs, deep, wide):
+        """Rows, `stride` numbers apart, of which `valid` are there, as panels of MR rows, `deep` deep (hs or more)."""
+        for r in range(0, rows, MR):
+            source = address + r * stride * (4 if wide else 2)
+            pack_a(panels + r * deep * item, source, stride, max(0, min(MR, valid - r)), hs, True, wide)
+
+    @helper
+    def pack_columns(panels, address, stride, depth, valid, hs, wide):
+        """The same turned: panels of MR of the hs columns, `depth` rows deep."""
+        valid = max(0, min(depth, valid))
+        whole = (valid + step - 1) // step * step
+        for c in range(0, hs, MR):
+            panel = panels + c * depth * item
+            pack_a(panel, address + c * (4 if wide else 2), stride, min(MR, hs - c), valid, False, wide)
+            pack_a(panel + whole * MR * item, np.uintp(0), 0, 0, depth - whole, False, wide)
+
+    return pack_rows, pack_columns
+
+
+# ---- forward -------------------------------------------------------------------------------------------------------
 
 
 @helper
-def _pack_columns_a(panels, x, b, t0, depth, h, hs):
-    """x[b, t0 : t0 + depth, h] transposed as A panels of MR of its columns, `depth` deep; zeros below the end of the
-    sequence."""
-    T, stride = x.shape[1], x.strides[1] // 4
-    valid = max(0, min(depth, T - t0))
-    for c in range(0, hs, MR):
-        panel = panels + c * depth * 4
-        pack_a(panel, _at(x, b, t0, h) + c * 4, stride, min(MR, hs - c), valid, False)
-        pack_a(panel + valid * MR * 4, np.uintp(0), 0, 0, depth - valid, False)
-
-
-@helper
-def _softmax_block(scores, keys, first_key, first_query, top, total, output, rows, scale):
+def _softmax_block(scores, NR, keys, first_key, first_query, top, total, output, rows, scale):
     """scores [keys, NR] of one block -> its numerators in place; top, total [NR] and output [rows, NR] follow the new
     maximum."""
-    new_top = np.empty(NR, np.float32)
-    shrink = np.empty(NR, np.float32)
+    new_top, shrink = np.empty(NR, np.float32), np.empty(NR, np.float32)
     for j in range(NR):
         new_top[j] = top[j]
     for i in range(keys):
+        row = scores[i * NR : (i + 1) * NR]
         if first_key + i > first_query:  # some queries of this panel lie before this key
-            for j in range(min(NR, first_key + i - first_query)):
-                scores[i, j] = -np.inf
+            row[: min(NR, first_key + i - first_query)] = -np.inf
         for j in range(NR):
-            scores[i, j] = score = scores[i, j] * scale
+            row[j] = score = row[j] * scale
             new_top[j] = score if score > new_top[j] else new_top[j]
     for j in range(NR):
         shrink[j] = exp(top[j] - new_top[j])
         top[j] = new_top[j]
         total[j] *= shrink[j]
     for i in range(keys):
+        row = scores[i * NR : (i + 1) * NR]
         for j in range(NR):
-            scores[i, j] = numerator = exp(scores[i, j] - new_top[j])
+            row[j] = numerator = exp(row[j] - new_top[j])
             total[j] += numerator
     for i in range(rows):
+        row = output[i * NR : (i + 1) * NR]
         for j in range(NR):
-            output[i, j] *= shrink[j]
+            row[j] *= shrink[j]
 
 
-@helper
-def _forward_tasks(y, lse, q, k, v, space, counter, parts):
-    """One thread's share. A task is a head and a part of its queries."""
-    B, T, NH, hs = q.shape
-    group = NH // k.shape[2]
-    rows, panels = (hs + MR - 1) // MR * MR, (T + NR - 1) // NR
-    scale = np.float32(1 / np.sqrt(hs))
-    end = panels * NR * rows
-    k_panels, v_panels = space[:end].ctypes.data, space[end:].ctypes.data
-    start = 2 * end
-    q_panel = space[start:].ctypes.data
-    start += hs * NR
-    scores = space[start : start + KEYS * NR].reshape(KEYS, NR)
-    start += KEYS * NR
-    output = space[start : start + rows * NR].reshape(rows, NR)
-    start += rows * NR
-    top, total = space[start : start + NR], space[start + NR : start + 2 * NR]
-    while True:
-        task = fetch_add(counter)
-        if task >= B * NH * parts:
-            return
-        part, b, h = task % parts, task // parts // NH, task // parts % NH
-        first, last = panels * part // parts, panels * (part + 1) // parts
-        keys_end = min(panels, last) * NR
-        _pack_rows_a(k_panels, k, b, 0, keys_end, h // group, hs)
-        _pack_columns_a(v_panels, v, b, 0, keys_end, h // group, hs)
-        for panel in range(first, last):
-            t0 = panel * NR
-            queries = min(NR, T - t0)
-            pack_b(q_panel, _at(q, b, t0, h), q.strides[1] // 4, queries, hs, True)
-            top[:] = LOWEST
-            total[:] = 0
-            output[:] = 0
-            for key in range(0, t0 + NR, KEYS):
-                keys = min(KEYS, t0 + NR - key)
-                for i in range(0, keys, MR):
-                    tile(hs, k_panels + (key + i) * hs * 4, q_panel, scores.ctypes.data + i * NR * 4, NR, STORE)
-                _softmax_block(scores, keys, key, t0, top, total, output, rows, scale)
-                for i in range(0, rows, MR):
-                    tile(
-                        keys,
-                        v_panels + (i * keys_end + key * MR) * 4,
-                        scores.ctypes.data,
-                        output.ctypes.data + i * NR * 4,
-                        NR,
-                        True,
-                    )
-            for j in range(queries):
-                lse[b, h, t0 + j] = top[j] + np.log(total[j])
+def _make_forward(P: Products) -> Any:
+    MR, NR, item, step, tile, pack_b = P.MR, P.NR, P.item, P.step, P.tile, P.pack_b
+    begin, end, KEYS, multiple = P.begin, P.end, _keys(P), max(P.MR, P.step, SQUARE)
+    pack_rows, pack_columns = _make_panels(P)
+    as_they_lie = item == 4  # the scores are a panel already
+
+    @helper
+    def forward_tasks(y, lse, q, k, v, space, counter, parts):
+        """One thread's share. A task is a head and a part of its queries."""
+        B, T, NH, hs = q.shape
+        group, wide = NH // k.shape[2], q.itemsize == 4
+        rows, panels = (hs + multiple - 1) // multiple * multiple, (T + NR - 1) // NR
+        used, deep = (hs + MR - 1) // MR * MR, (hs + step - 1) // step * step
+        scale = np.float32(1 / np.sqrt(hs))
+        size = panels * NR * rows
+        k_panels, v_panels, q_panel = space.ctypes.data, space[size:].ctypes.data, space[2 * size :].ctypes.data
+        start = 2 * size + rows * NR
+        scores, numerators = space[start : start + KEYS * NR], space[start + KEYS * NR :].ctypes.data
+        start += 2 * KEYS * NR
+        output, turned = space[start : start + rows * NR], space[start + rows * NR : start + 2 * rows * NR]
+        start += 2 * rows * NR
+        top, total = space[start : start + NR], space[start + NR : start + 2 * NR]
+        y_rows = y.reshape(B, T, NH, hs)
+        begin()
+        while True:
+            task = fetch_add(counter)
+            if task >= B * NH * parts:
+                break
+            part, b, h = task % parts, task // parts // NH, task // parts % NH
+            first, last = panels * part // parts, panels * (part + 1) // parts
+            keys_end, stride = last * NR, k.strides[1] // k.itemsize
+            pack_rows(k_panels, _at(k, b, 0, h // group), stride, keys_end, T, hs, deep, wide)
+            pack_columns(v_panels, _at(v, b, 0, h // group), v.strides[1] // v.itemsize, keys_end, T, hs, wide)
+            for panel in range(first, last):
+                t0 = panel * NR
+                pack_b(q_panel, _at(q, b, t0, h), q.strides[1] // q.itemsize, min(NR, T - t0), hs, True, wide)
+                top[:] = LOWEST
+                total[:] = 0
+                output[:] = 0
+                for key in range(0, t0 + NR, KEYS):
+                    keys = min(KEYS, t0 + NR - key)
+                    for i in range(0, keys, MR):
+                        target = scores.ctypes.data + i * NR * 4
+                        tile(deep, k_panels + (key + i) * deep * item, q_panel, target, NR, STORE)
+                    _softmax_block(scores, NR, keys, key, t0, top, total, output, used, scale)
+                    if not as_they_lie:
+                        pack_b(numerators, scores.ctypes.data, NR, NR, keys, False, True)
+                    p = scores.ctypes.data if as_they_lie else numerators
+                    for i in range(0, used, MR):
+                        v_panel = v_panels + (i * keys_end + key * MR) * item
+                        tile(keys, v_panel, p, output.ctypes.data + i * NR * 4, NR, ADD)
+                for j in range(min(NR, T - t0)):
+                    lse[b, h, t0 + j] = top[j] + np.log(total[j])
+                for j in range(NR):
+                    total[j] = np.float32(1) / total[j]
                 for i in range(hs):
-                    y[b, t0 + j, h, i] = output[i, j] / total[j]
+                    row = output[i * NR : (i + 1) * NR]
+                    for j in range(NR):
+                        row[j] *= total[j]
+                _put_rows(y_rows, b, t0, h, output, NR, turned)
+        end()
+
+    return forward_tasks
 
 
-@kernel(strided4, cube, strided4, strided4, strided4, matrix, i64[::1], i64, i64)
-def _attention_forward(y, lse, q, k, v, space, counter, threads, parts):
+_forward_tasks_float32, _forward_tasks_bfloat16 = _make_forward(FLOAT32), _make_forward(BFLOAT16)
+_forward_signature = (acts3, cube, acts4, acts4, acts4, matrix, i64[::1], i64, i64)
+
+
+@kernel(*_forward_signature, precisions=("float32",))
+def _attention_forward_float32(y, lse, q, k, v, space, counter, threads, parts):
     counter[0] = 0
     for thread in prange(threads):
-        _forward_tasks(y, lse, q, k, v, space[thread], counter.ctypes.data, parts)
+        _forward_tasks_float32(y, lse, q, k, v, space[thread], counter.ctypes.data, parts)
+
+
+@kernel(*_forward_signature, precisions=("bfloat16",))
+def _attention_forward_bfloat16(y, lse, q, k, v, space, counter, threads, parts):
+    counter[0] = 0
+    for thread in prange(threads):
+        _forward_tasks_bfloat16(y, lse, q, k, v, space[thread], counter.ctypes.data, parts)
+
+
+# ---- backward ------------------------------------------------------------------------------------------------------
 
 
 @helper
-def _score_gradients(p, dp, dp_t, lse, mean, query, key, scale):
-    """A block: scores p and dp [NR queries, NR keys] -> the probabilities, and the gradients of the scores, plain and
-    transposed."""
+def _score_gradients(p, dp, NR, lse, mean, query, key, scale):
+    """A block [NR queries, NR keys]: scores p and dp -> the probabilities, and the gradients of the scores."""
     for i in range(NR):
         row_lse, row_mean = lse[query + i], mean[query + i]
+        p_row, dp_row = p[i * NR : (i + 1) * NR], dp[i * NR : (i + 1) * NR]
         for j in range(NR):
-            p[i, j] = exp(p[i, j] * scale - row_lse)
+            p_row[j] = exp(p_row[j] * scale - row_lse)
         if query == key:  # the diagonal: keys after the query count for nothing
-            for j in range(i + 1, NR):
-                p[i, j] = 0
+            p_row[i + 1 :] = 0
         for j in range(NR):
-            dp[i, j] = p[i, j] * (dp[i, j] - row_mean) * scale
-    for i in range(0, NR, SQUARE):
-        for j in range(0, NR, SQUARE):
-            transpose(dp.ctypes.data + (i * NR + j) * 4, NR, dp_t.ctypes.data + (j * NR + i) * 4, NR)
+            dp_row[j] = p_row[j] * (dp_row[j] - row_mean) * scale
 
 
-@helper
-def _unpack(x, b, h, blocks, rows):
-    """blocks [panels, rows, NR], each transposed, -> x[b, :, h]."""
-    T, hs = x.shape[1], x.shape[3]
-    for t in range(T):
-        for c in range(hs):
-            x[b, t, h, c] = blocks[(t // NR * rows + c) * NR + t % NR]
+def _make_backward(P: Products) -> Any:
+    MR, NR, item, step, tile, pack_b = P.MR, P.NR, P.item, P.step, P.tile, P.pack_b
+    begin, end, multiple = P.begin, P.end, max(P.MR, P.step, SQUARE)
+    pack_rows, pack_columns = _make_panels(P)
+    as_they_lie = item == 4
+
+    @helper
+    def backward_tasks(dq, dk, dv, dy, q, k, v, y, lse, space, counter):
+        """One thread's share. A task is a key/value head with the query heads that share it."""
+        B, T, NH, hs = q.shape
+        NKV, wide = k.shape[2], q.itemsize == 4
+        group = NH // NKV
+        rows, panels = (hs + multiple - 1) // multiple * multiple, (T + NR - 1) // NR
+        used, deep = (hs + MR - 1) // MR * MR, (hs + step - 1) // step * step
+        scale = np.float32(1 / np.sqrt(hs))
+        size = panels * NR * rows  # of each of the ten buffers below
+        q_rows, dy_rows = space.ctypes.data, space[size:].ctypes.data
+        q_columns, dy_columns = space[2 * size :].ctypes.data, space[3 * size :].ctypes.data
+        k_rows, v_rows, k_columns = (
+            space[4 * size :].ctypes.data,
+            space[5 * size :].ctypes.data,
+            space[6 * size :].ctypes.data,
+        )
+        dq_t, dk_t, dv_t = space[7 * size : 8 * size], space[8 * size : 9 * size], space[9 * size : 10 * size]
+        start, block = 10 * size, NR * NR
+        p, dp = space[start : start + block], space[start + block : start + 2 * block]
+        start += 2 * block
+        p_panel, dp_panel = space[start:].ctypes.data, space[start + block :].ctypes.data
+        dp_t_panel = space[start + 2 * block :].ctypes.data
+        if as_they_lie:
+            p_panel, dp_panel = p.ctypes.data, dp.ctypes.data
+        start += 4 * block
+        turned = space[start : start + rows * NR]
+        start += rows * NR
+        row_lse, mean = space[start : start + panels * NR], space[start + panels * NR : start + 2 * panels * NR]
+        k_stride, v_stride, q_stride = (
+            k.strides[1] // k.itemsize,
+            v.strides[1] // v.itemsize,
+            q.strides[1] // q.itemsize,
+        )
+        dy_at, dy_stride = dy.ctypes.data, dy.shape[2]
+        begin()
+        while True:
+            task = fetch_add(counter)
+            if task >= B * NKV:
+                break
+            b, h_kv = task // NKV, task % NKV
+            for t0 in range(0, panels * NR, NR):
+                left = T - t0
+                pack_b(k_rows + t0 * deep * item, _at(k, b, t0, h_kv), k_stride, min(NR, left), hs, True, wide)
+                pack_b(v_rows + t0 * deep * item, _at(v, b, t0, h_kv), v_stride, min(NR, left), hs, True, wide)
+                pack_columns(k_columns + t0 * rows * item, _at(k, b, t0, h_kv), k_stride, NR, left, hs, wide)
+            dk_t[:] = 0
+            dv_t[:] = 0
+            for h in range(h_kv * group, (h_kv + 1) * group):
+                row_lse[:] = 0
+                mean[:] = 0
+                for t in range(T):
+                    total = np.float32(0)
+                    dy_row, y_row = dy[b, t, h * hs : (h + 1) * hs], y[b, t, h * hs : (h + 1) * hs]
+                    for c in range(dy_row.size):
+                        total += widen(dy_row[c]) * widen(y_row[c])
+                    mean[t], row_lse[t] = total, lse[b, h, t]
+                dy_head = dy_at + (b * T * dy_stride + h * hs) * dy.itemsize
+                pack_rows(q_rows, _at(q, b, 0, h), q_stride, panels * NR, T, hs, deep, wide)
+                pack_rows(dy_rows, dy_head, dy_stride, panels * NR, T, hs, deep, wide)
+                for t0 in range(0, panels * NR, NR):
+                    at = t0 * rows * item
+                    pack_columns(q_columns + at, _at(q, b, t0, h), q_stride, NR, T - t0, hs, wide)
+                    dy_block = dy_head + t0 * dy_stride * dy.itemsize
+                    pack_columns(dy_columns + at, dy_block, dy_stride, NR, T - t0, hs, wide)
+                dq_t[:] = 0
+                for key in range(0, panels * NR, NR):
+                    for query in range(key, panels * NR, NR):
+                        for i in range(0, NR, MR):
+                            at_query, at_key, at = (query + i) * deep * item, key * deep * item, i * NR * 4
+                            tile(deep, q_rows + at_query, k_rows + at_key, p.ctypes.data + at, NR, STORE)
+                            tile(deep, dy_rows + at_query, v_rows + at_key, dp.ctypes.data + at, NR, STORE)
+                        _score_gradients(p, dp, NR, row_lse, mean, query, key, scale)
+                        if not as_they_lie:
+                            pack_b(p_panel, p.ctypes.data, NR, NR, NR, False, True)
+                            pack_b(dp_panel, dp.ctypes.data, NR, NR, NR, False, True)
+                        pack_b(dp_t_panel, dp.ctypes.data, NR, NR, NR, True, True)
+                        for i in range(0, used, MR):
+                            key_panel, query_panel = (key * rows + i * NR) * item, (query * rows + i * NR) * item
+                            at_key, at_query = (key * rows + i * NR) * 4, (query * rows + i * NR) * 4
+                            tile(NR, dy_columns + query_panel, p_panel, dv_t.ctypes.data + at_key, NR, ADD)
+                            tile(NR, q_columns + query_panel, dp_panel, dk_t.ctypes.data + at_key, NR, ADD)
+                            tile(NR, k_columns + key_panel, dp_t_panel, dq_t.ctypes.data + at_query, NR, ADD)
+                for t0 in range(0, T, NR):
+                    _put_rows(dq, b, t0, h, dq_t[t0 * rows : (t0 + NR) * rows], NR, turned)
+            for t0 in range(0, T, NR):
+                _put_rows(dk, b, t0, h_kv, dk_t[t0 * rows : (t0 + NR) * rows], NR, turned)
+                _put_rows(dv, b, t0, h_kv, dv_t[t0 * rows : (t0 + NR) * rows], NR, turned)
+        end()
+
+    return backward_tasks
 
 
-@helper
-def _backward_tasks(dq, dk, dv, dy, q, k, v, y, lse, space, counter):
-    """One thread's share. A task is a key/value head with the query heads that share it."""
-    B, T, NH, hs = q.shape
-    NKV = k.shape[2]
-    group = NH // NKV
-    rows, panels = (hs + MR - 1) // MR * MR, (T + NR - 1) // NR
-    scale = np.float32(1 / np.sqrt(hs))
-    size = panels * NR * rows  # of each of the ten buffers below
-    at = space.ctypes.data
-    q_rows, dy_rows, q_columns, dy_columns = at, at + size * 4, at + 2 * size * 4, at + 3 * size * 4
-    k_rows, v_rows, k_columns = at + 4 * size * 4, at + 5 * size * 4, at + 6 * size * 4
-    dq_t, dk_t, dv_t = space[7 * size : 8 * size], space[8 * size : 9 * size], space[9 * size : 10 * size]
-    start = 10 * size
-    p = space[start : start + NR * NR].reshape(NR, NR)
-    dp = space[start + NR * NR : start + 2 * NR * NR].reshape(NR, NR)
-    dp_t = space[start + 2 * NR * NR : start + 3 * NR * NR].reshape(NR, NR)
-    start += 3 * NR * NR
-    row_lse, mean = space[start : start + panels * NR], space[start + panels * NR : start + 2 * panels * NR]
-    p_at, dp_at, dp_t_at = p.ctypes.data, dp.ctypes.data, dp_t.ctypes.data
-    while True:
-        task = fetch_add(counter)
-        if task >= B * NKV:
-            return
-        b, h_kv = task // NKV, task % NKV
-        for panel in range(panels):
-            t0 = panel * NR
-            pack_b(k_rows + t0 * hs * 4, _at(k, b, t0, h_kv), k.strides[1] // 4, min(NR, T - t0), hs, True)
-            pack_b(v_rows + t0 * hs * 4, _at(v, b, t0, h_kv), v.strides[1] // 4, min(NR, T - t0), hs, True)
-            _pack_columns_a(k_columns + t0 * rows * 4, k, b, t0, NR, h_kv, hs)
-        dk_t[:] = 0
-        dv_t[:] = 0
-        for h in range(h_kv * group, (h_kv + 1) * group):
-            row_lse[:] = 0
-            mean[:] = 0
-            for t in range(T):
-                total = np.float32(0)
-                for c in range(hs):
-                    total += dy[b, t, h, c] * y[b, t, h, c]
-                mean[t], row_lse[t] = total, lse[b, h, t]
-            _pack_rows_a(q_rows, q, b, 0, panels * NR, h, hs)
-            _pack_rows_a(dy_rows, dy, b, 0, panels * NR, h, hs)
-            for panel in range(panels):
-                _pack_columns_a(q_columns + panel * NR * rows * 4, q, b, panel * NR, NR, h, hs)
-                _pack_columns_a(dy_columns + panel * NR * rows * 4, dy, b, panel * NR, NR, h, hs)
-            dq_t[:] = 0
-            for key in range(0, panels * NR, NR):
-                for query in range(key, panels * NR, NR):
-                    for i in range(0, NR, MR):
-                        tile(hs, q_rows + (query + i) * hs * 4, k_rows + key * hs * 4, p_at + i * NR * 4, NR, STORE)
-                        tile(hs, dy_rows + (query + i) * hs * 4, v_rows + key * hs * 4, dp_at + i * NR * 4, NR, STORE)
-                    _score_gradients(p, dp, dp_t, row_lse, mean, query, key, scale)
-                    for i in range(0, rows, MR):
-                        at_key, at_query = (key * rows + i * NR) * 4, (query * rows + i * NR) * 4
-                        tile(NR, dy_columns + at_query, p_at, dv_t.ctypes.data + at_key, NR, ADD)
-                        tile(NR, q_columns + at_query, dp_at, dk_t.ctypes.data + at_key, NR, ADD)
-                        tile(NR, k_columns + at_key, dp_t_at, dq_t.ctypes.data + at_query, NR, ADD)
-            _unpack(dq, b, h, dq_t, rows)
-        _unpack(dk, b, h_kv, dk_t, rows)
-        _unpack(dv, b, h_kv, dv_t, rows)
+_backward_tasks_float32, _backward_tasks_bfloat16 = _make_backward(FLOAT32), _make_backward(BFLOAT16)
+_backward_signature = (*(acts4,) * 3, acts3, *(acts4,) * 3, acts3, cube, matrix, i64[::1], i64)
 
 
-@kernel(strided4, strided4, strided4, strided4, strided4, strided4, strided4, strided4, cube, matrix, i64[::1], i64)
-def _attention_backward(dq, dk, dv, dy, q, k, v, y, lse, space, counter, threads):
+@kernel(*_backward_signature, precisions=("float32",))
+def _attention_backward_float32(dq, dk, dv, dy, q, k, v, y, lse, space, counter, threads):
     counter[0] = 0
     for thread in prange(threads):
-        _backward_tasks(dq, dk, dv, dy, q, k, v, y, lse, space[thread], counter.ctypes.data)
+        _backward_tasks_float32(dq, dk, dv, dy, q, k, v, y, lse, space[thread], counter.ctypes.data)
 
 
-@kernel(cube, cube, strided4, strided4, i32[::1], matrix)
-def _attention_decode(y, q, k_cache, v_cache, positions, scores):
-    S, NH, hs = q.shape
-    group = NH // k_cache.shape[2]
-    scale = np.float32(1 / np.sqrt(hs))
-    for task in prange(S * NH):
-        s, h = task // NH, task % NH
-        keys = positions[s] + 1
-        top = LOWEST
-        for t in range(keys):
-            score = np.float32(0)
-            for c in range(hs):
-                score += q[s, h, c] * k_cache[s, t, h // group, c]
-            scores[task, t] = score * scale
-            top = max(top, scores[task, t])
-        total = np.float32(0)
-        for t in range(keys):
-            scores[task, t] = exp(scores[task, t] - top)
-            total += scores[task, t]
-        for c in range(hs):
-            y[s, h, c] = 0
-        for t in range(keys):
-            weight = scores[task, t] / total
-            for c in range(hs):
-                y[s, h, c] += weight * v_cache[s, t, h // group, c]
+@kernel(*_backward_signature, precisions=("bfloat16",))
+def _attention_backward_bfloat16(dq, dk, dv, dy, q, k, v, y, lse, space, counter, threads):
+    counter[0] = 0
+    for thread in prange(threads):
+        _backward_tasks_bfloat16(dq, dk, dv, dy, q, k, v, y, lse, space[thread], counter.ctypes.data)

@@ -11,12 +11,15 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import llvmlite
+import ml_dtypes
 import numba
+import numpy as np
 from llvmlite import binding
 from numba import njit, types
 
@@ -38,29 +41,88 @@ _PARALLEL = {
     "stencil": False,
     "fusion": False,
 }
+PRECISIONS = ("float32", "bfloat16")
 
 f32, f64, i32, i64, boolean = types.float32, types.float64, types.int32, types.int64, types.boolean
 vector, matrix, cube = f32[::1], f32[:, ::1], f32[:, :, ::1]
-strided4 = types.Array(f32, 4, "A")  # q, k, v: views into one buffer
 
-_kernels: list[tuple[Any, tuple[Any, ...]]] = []
+
+class Activations:
+    """In a signature: an array of the precision that a run computes in, float32 or (the bits of) bfloat16.
+
+    `or_float32`: in a bfloat16 run it may be either.
+    """
+
+    def __init__(self, ndim: int, layout: str = "C", or_float32: bool = False) -> None:
+        self._ndim, self._layout, self._or_float32 = ndim, layout, or_float32
+
+    def types(self, precision: str) -> list[Any]:
+        numbers = [types.uint16] if precision == "bfloat16" else [f32]
+        if self._or_float32 and f32 not in numbers:
+            numbers.append(f32)
+        return [types.Array(number, self._ndim, self._layout) for number in numbers]
+
+
+acts1, acts2, acts3 = Activations(1), Activations(2), Activations(3)
+acts4 = Activations(4, "A")  # q, k, v: views into one buffer
+
+
+class Kernel:
+    """A compiled function and the signatures that a run of each precision calls it with."""
+
+    def __init__(self, dispatcher: Any, signature: tuple[Any, ...], precisions: tuple[str, ...]) -> None:
+        self.dispatcher, self._signature, self._precisions = dispatcher, signature, precisions
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.dispatcher(*[as_bits(x) if x.__class__ is np.ndarray else x for x in arguments])
+
+    @property
+    def title(self) -> str:
+        return self.dispatcher.py_func.__name__.strip("_").replace("_", " ")
+
+    def signatures(self, precision: str) -> Iterator[tuple[Any, ...]]:
+        """All that a run of this precision calls it with."""
+        if precision in self._precisions:
+            yield from product(
+                *[part.types(precision) if isinstance(part, Activations) else [part] for part in self._signature]
+            )
+
+    def compile(self, precision: str) -> None:
+        """For its own signatures and no others: arguments are converted (a float64 to float32, a contiguous array to
+        one with strides) where Numba would otherwise compile it again for them, in the middle of the first step."""
+        self.dispatcher.disable_compile(False)
+        for signature in self.signatures(precision):
+            if signature not in self.dispatcher.overloads:
+                self.dispatcher.compile(signature)
+        self.dispatcher.disable_compile()
+
+
+def as_bits(array: np.ndarray) -> np.ndarray:
+    """A bfloat16 array as Numba can read it, uint16; any other as it is."""
+    return array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
+
+
+_kernels: list[Kernel] = []
 
 helper = njit(fastmath=FASTMATH, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """Decorates a function that kernels call."""
 
 
-def kernel(*signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Decorates a function over arrays of these types, with `prange` for its parallel loops."""
+def kernel(*signature: Any, precisions: tuple[str, ...] = PRECISIONS) -> Callable[[Callable[..., Any]], Kernel]:
+    """Decorates a function over arguments of these types, with `prange` for its parallel loops.
 
-    def decorate(function: Callable[..., Any]) -> Any:
+    `precisions`: of the runs that call it.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Kernel:
         previous = numba.config.CACHE_DIR
         numba.config.CACHE_DIR = str(_cache_folder())  # read while decorating; put back, it is not ours alone
         try:
             dispatcher = njit(parallel=_PARALLEL, fastmath=FASTMATH, error_model="numpy", cache=True)(function)
         finally:
             numba.config.CACHE_DIR = previous
-        _kernels.append((dispatcher, signature))
-        return dispatcher
+        _kernels.append(Kernel(dispatcher, signature, precisions))
+        return _kernels[-1]
 
     return decorate
 
@@ -75,60 +137,53 @@ def _cache_folder() -> Path:
     return cache_dir() / "kernels" / digest.hexdigest()[:16]
 
 
-def compile_all(report: Callable[[int, int, str], None] | None = None) -> None:
-    """Compile every kernel, or load it from disk. `report(done, total, name)` is told before each one that must be
-    compiled.
+def compile_all(report: Callable[[int, int, str], None] | None = None, precision: str = "float32") -> None:
+    """Compile every kernel that a run of this precision calls, or load it from disk. `report(done, total, name)` is
+    told before each one that must be compiled.
 
     The first time on a machine, a second process compiles every other kernel meanwhile: LLVM runs on one core only.
     """
-    marker = _cache_folder() / "complete"
+    marker = _cache_folder() / f"complete-{precision}"
     fresh = not marker.exists()
-    assistant = _start_assistant() if fresh else None
-    mine, others = (_kernels[0::2], _kernels[1::2]) if assistant else (_kernels, [])
-    for number, (dispatcher, signature) in enumerate(mine):
+    kernels = _of(precision)
+    assistant = _start_assistant(precision) if fresh else None
+    mine, others = (kernels[0::2], kernels[1::2]) if assistant else (kernels, [])
+    for number, each in enumerate(mine):
         if report and fresh:
-            report(number * len(_kernels) // len(mine), len(_kernels), _title(dispatcher))
-        _compile(dispatcher, signature)
+            report(number * len(kernels) // len(mine), len(kernels), each.title)
+        each.compile(precision)
     if assistant:
         assistant.wait()  # whatever it could not do is compiled here
-    for dispatcher, signature in others:
-        _compile(dispatcher, signature)
+    for each in others:
+        each.compile(precision)
     if fresh:
         if report:
-            report(len(_kernels), len(_kernels), "done")
+            report(len(kernels), len(kernels), "done")
         with contextlib.suppress(OSError):  # a folder that cannot be written: it works, and compiles again next time
             marker.parent.mkdir(parents=True, exist_ok=True)
             marker.touch()
 
 
-def _compile(dispatcher: Any, signature: tuple[Any, ...]) -> None:
-    """For its own signature and no other: arguments are converted (a float64 to float32, a contiguous array to one with
-    strides) where Numba would otherwise compile the kernel a second time for them, in the middle of the first step."""
-    if not dispatcher.signatures:
-        dispatcher.compile(signature)
-        dispatcher.disable_compile()
+def _of(precision: str) -> list[Kernel]:
+    return [each for each in _kernels if any(True for _ in each.signatures(precision))]
 
 
-def _title(dispatcher: Any) -> str:
-    return dispatcher.py_func.__name__.strip("_").replace("_", " ")
-
-
-def _start_assistant() -> subprocess.Popen[bytes] | None:
+def _start_assistant(precision: str) -> subprocess.Popen[bytes] | None:
     """A process that compiles every second kernel into the cache, or None where a second core or process cannot be
     had."""
     if (os.cpu_count() or 1) < 2 or not sys.executable:
         return None
     root = str(Path(__file__).parents[3])
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from llmpy.kernels import cpu; cpu.compile_half()"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from llmpy.kernels import cpu; cpu.compile_half(sys.argv[2])"
     try:
         return subprocess.Popen(
-            [sys.executable, "-c", code, root], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", code, root, precision], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
     except OSError:
         return None
 
 
-def compile_half() -> None:
+def compile_half(precision: str) -> None:
     """What the second process does."""
-    for dispatcher, signature in _kernels[1::2]:
-        _compile(dispatcher, signature)
+    for each in _of(precision)[1::2]:
+        each.compile(precision)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange, types
 
-from llmpy.kernels.cpu.compile import boolean, f32, kernel, vector
+from llmpy.kernels.cpu.compile import acts1, boolean, f32, kernel
+from llmpy.kernels.cpu.scalars import narrow_like, widen
 
 BLOCK = 4096  # numbers to a task
 u32 = types.uint32
@@ -31,7 +32,7 @@ def _mix(h):
     return np.uint32(h ^ (h >> np.uint32(16)))
 
 
-@kernel(vector, vector, vector, boolean, f32, u32, u32, u32)
+@kernel(acts1, acts1, acts1, boolean, f32, u32, u32, u32)
 def _dropout(y, x, residual, add, scale, threshold, low, high):
     for block in prange((x.size + BLOCK - 1) // BLOCK):
         start, end = block * BLOCK, min(x.size, (block + 1) * BLOCK)
@@ -39,8 +40,10 @@ def _dropout(y, x, residual, add, scale, threshold, low, high):
         result = np.empty(BLOCK, np.float32)  # not y itself: where it is x, LLVM would not make vector code
         for i in range(x_block.size):
             kept = _mix(_mix(np.uint32(start + i) ^ low) ^ high) >= threshold
-            result[i] = x_block[i] * scale if kept else np.float32(0)
+            result[i] = widen(x_block[i]) * scale if kept else np.float32(0)
         if add:
             for i in range(x_block.size):
-                result[i] += residual_block[i]
-        y[start:end] = result[: end - start]
+                result[i] += widen(residual_block[i])
+        y_block = y[start:end]
+        for i in range(y_block.size):
+            y_block[i] = narrow_like(y, result[i])

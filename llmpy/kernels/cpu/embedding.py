@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from llmpy.kernels.cpu.compile import cube, i32, i64, kernel, matrix
+from llmpy.kernels.cpu.compile import acts3, i32, i64, kernel, matrix
+from llmpy.kernels.cpu.scalars import narrow_like, widen
 
-COLUMNS = (
-    64  # to a task of the backward pass: each owns some columns of all rows, so that no two threads add to one number
-)
+COLUMNS = 64  # to a task of the backward pass, which owns them in all rows: no two threads add to one number
 _NONE = np.zeros((0, 0), np.float32)
 
 
@@ -23,20 +22,18 @@ def embedding_backward(dwte, dwpe, dx, tokens):
     _embedding_backward(dwte, _NONE if dwpe is None else dwpe, dx, tokens)
 
 
-@kernel(cube, i32[:, :], matrix, matrix, i64)  # tokens may be a part of a longer array
+@kernel(acts3, i32[:, :], matrix, matrix, i64)  # tokens may be a part of a longer array
 def _embedding_forward(x, tokens, wte, wpe, start):
     B, T, C = x.shape
     for row in prange(B * T):
         b, t = row // T, row % T
         token = tokens[b, t]
         for c in range(C):
-            x[b, t, c] = wte[token, c]
-        if len(wpe):
-            for c in range(C):
-                x[b, t, c] += wpe[start + t, c]
+            position = wpe[start + t, c] if len(wpe) else np.float32(0)
+            x[b, t, c] = narrow_like(x, wte[token, c] + position)
 
 
-@kernel(matrix, matrix, cube, i32[:, :])
+@kernel(matrix, matrix, acts3, i32[:, :])
 def _embedding_backward(dwte, dwpe, dx, tokens):
     B, T, C = dx.shape
     for block in prange((C + COLUMNS - 1) // COLUMNS):
@@ -46,8 +43,8 @@ def _embedding_backward(dwte, dwpe, dx, tokens):
                 gradient = dx[b, t, start:end]
                 by_token = dwte[tokens[b, t], start:end]
                 for c in range(gradient.size):
-                    by_token[c] += gradient[c]
+                    by_token[c] += widen(gradient[c])
                 if len(dwpe):
                     by_position = dwpe[t, start:end]
                     for c in range(gradient.size):
-                        by_position[c] += gradient[c]
+                        by_position[c] += widen(gradient[c])

@@ -1,10 +1,10 @@
-"""The matrix product, C (+)= A B, in float32: packed panels, a tile of C in registers, and what follows fused to the
-last pass.
+"""The matrix product, C (+)= A B: packed panels, a tile of C in registers, and what follows fused to the last pass.
 
 After Goto and van de Geijn, "Anatomy of high-performance matrix multiplication" (2008), with one twist. The operand
 with fewer rows is packed once and shared by all threads; the other, larger one is never packed as a whole: a task packs
 a block of it into its own cache, multiplies it by all of the shared operand, and forgets it. So at small batches the
-weights are read from memory once and written nowhere.
+weights are read from memory once and written nowhere. Weights that are packed already (weights.py) are read as they
+lie.
 
 The order of the sums depends on the depth alone, never on how the tasks fall to threads: results are the same, bit for
 bit, for any number of them.
@@ -13,184 +13,220 @@ bit, for any number of them.
 from __future__ import annotations
 
 from collections import namedtuple
+from typing import Any
 
+import ml_dtypes
 import numpy as np
-from numba import get_num_threads, prange
+from numba import get_num_threads, prange, types
 
-from llmpy.kernels.cpu.compile import boolean, helper, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.compile import Activations, acts2, boolean, helper, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.epilogue import NOTHING, finish
 from llmpy.kernels.cpu.isa import ISA
-from llmpy.kernels.cpu.microkernel import ADD, STORE, STREAM, fetch_add, make_tile
-from llmpy.kernels.cpu.packing import make_packer
-from llmpy.kernels.cpu.vector_math import gelu, gelu_derivative
+from llmpy.kernels.cpu.microkernel import ADD, STORE, STREAM
+from llmpy.kernels.cpu.products import BFLOAT16, FLOAT32, Products
+from llmpy.kernels.cpu.scalars import fetch_add
+from llmpy.kernels.cpu.weights import Operand, Weight
 from llmpy.kernels.cpu.workspace import scratch
 
-MR, NR = ISA.tile.rows, ISA.tile.columns
-PASS_DEPTH = 768  # of the sum in one visit to a tile: visits to C are few, and panels still fit the L2 cache
-BLOCK_FLOATS = 96 * 1024  # of the private operand packed at a time: 384 KB of the L2 cache
-SHARED_FLOATS = 4 * 1024 * 1024  # of the shared operand packed at a time: 16 MB
+PASS_DEPTH = 768  # of the sum in one visit to a float32 tile: visits to C are few, and panels still fit the L2 cache
+PAIR_PASS_DEPTH = 1536  # the same in bfloat16
+WHOLE_DEPTH = 4096  # up to here, sums that end in bfloat16 are made in one visit; beyond, in a float32 array first
+BLOCK_BYTES = 384 * 1024  # of the private operand packed at a time, in the L2 cache
+PRIVATE_BYTES = 512 * 1024  # what the largest block takes (one panel of 48 rows, 4096 deep), and a tile of sums
+SHARED_BYTES = 16 * 1024 * 1024  # of the shared operand packed at a time
 
 NT, NN, TN = 0, 1, 2  # layouts: a [M, K] b [N, K]; a [M, K] b [K, N]; a [K, M] b [K, N]
-NOTHING, BIAS, BIAS_RESIDUAL, BIAS_GELU, GELU_GRADIENT = 0, 1, 2, 3, 4  # epilogues
 
-tile = make_tile(ISA.tile)
-pack_a, pack_b = make_packer(MR, ISA.tile.width), make_packer(NR, ISA.tile.width)
-
-
-Operand = namedtuple("Operand", "address stride along")
-"""An operand where it lies: rows `stride` floats apart; `along`: the depth runs along memory, not across it."""
-
-Task = namedtuple("Task", "share_a k0 k1 depth block parts accumulate stream epilogue")
-"""What all threads know: which operand is shared, the slice of the depth, passes and blocks, and how it ends."""
+Task = namedtuple("Task", "k0 k1 depth slice_depth block parts accumulate epilogue stream")
+"""What all threads know: the slice of the depth, its passes, the blocks and parts of the work, and how it ends."""
 
 
-@helper
-def _pack(is_a, panel, a, b, p, M, N, k, depth):
-    """Panel p of A or of B, `depth` deep from k on."""
-    if is_a:
-        offset = p * MR * a.stride + k if a.along else k * a.stride + p * MR
-        pack_a(panel, a.address + offset * 4, a.stride, min(MR, M - p * MR), depth, a.along)
-    else:
-        offset = p * NR * b.stride + k if b.along else k * b.stride + p * NR
-        pack_b(panel, b.address + offset * 4, b.stride, min(NR, N - p * NR), depth, b.along)
+def _make_helpers(P: Products) -> tuple[Any, Any]:
+    """pack_shared and run_tasks, for one kind of product."""
+    MR, NR, item, step, tile = P.MR, P.NR, P.item, P.step, P.tile
+    pack_a, pack_b, begin, end = P.pack_a, P.pack_b, P.begin, P.end
 
-
-@helper
-def _finish(c, i0, i1, j0, j1, epilogue, bias, extra):
-    """What follows the product, on the tile c[i0:i1, j0:j1] while it is in the cache."""
-    for i in range(i0, i1):
-        y = c[i, j0:j1]
-        if epilogue == BIAS:
-            b = bias[j0:j1]
-            for j in range(y.size):
-                y[j] += b[j]
-        elif epilogue == BIAS_RESIDUAL:
-            b, residual = bias[j0:j1], extra[i, j0:j1]
-            for j in range(y.size):
-                y[j] += b[j] + residual[j]
-        elif epilogue == BIAS_GELU:
-            b, pre_gelu = bias[j0:j1], extra[i, j0:j1]
-            for j in range(y.size):
-                pre_gelu[j] = y[j] + b[j]
-                y[j] = gelu(pre_gelu[j])
+    @helper
+    def pack(is_a, panel, operand, p, rows, k, depth):
+        """Panel p of an operand of so many rows, `depth` deep from k on."""
+        R = MR if is_a else NR
+        offset = p * R * operand.stride + k if operand.along else k * operand.stride + p * R
+        source = operand.address + offset * (4 if operand.wide else 2)
+        if is_a:
+            pack_a(panel, source, operand.stride, min(R, rows - p * R), depth, operand.along, operand.wide)
         else:
-            pre_gelu = extra[i, j0:j1]
-            for j in range(y.size):
-                y[j] *= gelu_derivative(pre_gelu[j])
+            pack_b(panel, source, operand.stride, min(R, rows - p * R), depth, operand.along, operand.wide)
+
+    @helper
+    def pack_shared(job, shared, share_a, operand, rows, task):
+        """A piece of the shared operand, one pass deep: job counts passes first, then panels."""
+        passes = (task.k1 - task.k0 + task.depth - 1) // task.depth
+        p, k = job // passes, task.k0 + job % passes * task.depth
+        panel = shared + (p * task.slice_depth + k - task.k0) * (MR if share_a else NR) * item
+        pack(share_a, panel, operand, p, rows, k, min(task.depth, task.k1 - k))
+
+    @helper
+    def multiply(c, p, q, panel_a, panel_b, depth, ending, sums, epilogue, bias, extra):
+        """Tile (p, q) of C from its two panels; `sums` [MR * NR] takes a tile that something follows, that ends in
+        bfloat16, or that reaches over C's border."""
+        M, N = c.shape
+        i0, j0 = p * MR, q * NR
+        if epilogue == NOTHING and c.itemsize == 4 and i0 + MR <= M and j0 + NR <= N:
+            tile(depth, panel_a, panel_b, c.ctypes.data + (i0 * N + j0) * 4, N, ending)
+        else:
+            tile(depth, panel_a, panel_b, sums.ctypes.data, NR, STORE)
+            finish(c, sums, NR, i0, j0, ending == ADD, epilogue, bias, extra)
+
+    @helper
+    def run_tasks(c, a, b, share_a, K, task, bias, extra, shared, private, counter):
+        """One thread's share: blocks of private panels by parts of the shared ones, taken one by one until the end."""
+        M, N = c.shape
+        panels_a, panels_b = (M + MR - 1) // MR, (N + NR - 1) // NR
+        shared_panels, private_panels = (panels_a, panels_b) if share_a else (panels_b, panels_a)
+        shared_bytes, private_bytes = (MR * item, NR * item) if share_a else (NR * item, MR * item)
+        theirs, own, rows = (a, b, N) if share_a else (b, a, M)
+        blocks = (private_panels + task.block - 1) // task.block
+        sums = private[private.shape[0] - MR * NR :]
+        begin()
+        while True:
+            number = fetch_add(counter)
+            if number >= blocks * task.parts:
+                break
+            first, part = number // task.parts * task.block, number % task.parts
+            stop = min(private_panels, first + task.block)
+            for k in range(task.k0, task.k1, task.depth):
+                depth = min(task.depth, task.k1 - k)
+                whole = (depth + step - 1) // step * step
+                last = k + depth == K
+                ending = ADD if task.accumulate or k > 0 else STREAM if task.stream and last else STORE
+                if own.packed:
+                    at_own, span_own = own.address + (first * own.stride + k) * private_bytes, own.stride
+                else:
+                    at_own, span_own = private.ctypes.data, whole
+                    for p in range(first, stop):
+                        pack(not share_a, at_own + (p - first) * whole * private_bytes, own, p, rows, k, depth)
+                if theirs.packed:
+                    at_shared, span_shared = theirs.address + k * shared_bytes, theirs.stride
+                else:
+                    at_shared, span_shared = shared + (k - task.k0) * shared_bytes, task.slice_depth
+                epilogue = task.epilogue if last else NOTHING
+                for s in range(shared_panels * part // task.parts, shared_panels * (part + 1) // task.parts):
+                    shared_panel = at_shared + s * span_shared * shared_bytes
+                    for p in range(first, stop):
+                        panel = at_own + (p - first) * span_own * private_bytes
+                        i, j = (s, p) if share_a else (p, s)
+                        panel_a, panel_b = (shared_panel, panel) if share_a else (panel, shared_panel)
+                        multiply(c, i, j, panel_a, panel_b, whole, ending, sums, epilogue, bias, extra)
+        end()
+
+    return pack_shared, run_tasks
 
 
-@helper
-def _multiply(c, p, q, panel_a, panel_b, depth, ending, edge, last, epilogue, bias, extra):
-    """Tile (p, q) of C from its two panels; `edge` [MR * NR] takes a tile that reaches over C's border."""
-    M, N = c.shape
-    i0, j0 = p * MR, q * NR
-    i1, j1 = min(M, i0 + MR), min(N, j0 + NR)
-    if i1 - i0 == MR and j1 - j0 == NR:
-        tile(depth, panel_a, panel_b, c.ctypes.data + (i0 * N + j0) * 4, N, ending)
-    else:
-        tile(depth, panel_a, panel_b, edge.ctypes.data, NR, STORE)
-        for i in range(i0, i1):
-            for j in range(j0, j1):
-                value = edge[(i - i0) * NR + j - j0]
-                c[i, j] = c[i, j] + value if ending == ADD else value
-    if last and epilogue != NOTHING:
-        _finish(c, i0, i1, j0, j1, epilogue, bias, extra)
+_pack_shared_float32, _run_tasks_float32 = _make_helpers(FLOAT32)
+_pack_shared_bfloat16, _run_tasks_bfloat16 = _make_helpers(BFLOAT16)
+_result = Activations(2, or_float32=True)
+_operand = types.NamedTuple((i64, i64, boolean, boolean, boolean), Operand)
+_task = types.NamedTuple((i64, i64, i64, i64, i64, i64, boolean, i64, boolean), Task)
+_signature = (_result, _operand, _operand, boolean, i64, _task, vector, acts2, i64, i64, matrix, matrix, i64[::1])
 
 
-@helper
-def _run_tasks(c, a, b, K, task, bias, extra, shared, private, counter):
-    """One thread's share: blocks of private panels by parts of the shared ones, taken one by one until the end."""
-    M, N = c.shape
-    panels_a, panels_b = (M + MR - 1) // MR, (N + NR - 1) // NR
-    shared_panels, private_panels = (panels_a, panels_b) if task.share_a else (panels_b, panels_a)
-    shared_rows, private_rows = (MR, NR) if task.share_a else (NR, MR)
-    blocks = (private_panels + task.block - 1) // task.block
-    base, edge = private.ctypes.data, private[private.shape[0] - MR * NR :]
-    while True:
-        number = fetch_add(counter)
-        if number >= blocks * task.parts:
-            return
-        first, part = number // task.parts * task.block, number % task.parts
-        end = min(private_panels, first + task.block)
-        for k in range(task.k0, task.k1, task.depth):
-            depth = min(task.depth, task.k1 - k)
-            for p in range(first, end):
-                panel = base + (p - first) * depth * private_rows * 4
-                _pack(not task.share_a, panel, a, b, p, M, N, k, depth)
-            last = k + depth == K
-            ending = ADD if task.accumulate or k > 0 else STREAM if task.stream and last else STORE
-            for s in range(shared_panels * part // task.parts, shared_panels * (part + 1) // task.parts):
-                shared_panel = shared + ((k - task.k0) * shared_panels + s * depth) * shared_rows * 4
-                for p in range(first, end):
-                    panel = base + (p - first) * depth * private_rows * 4
-                    i, j = (s, p) if task.share_a else (p, s)
-                    panel_a, panel_b = (shared_panel, panel) if task.share_a else (panel, shared_panel)
-                    _multiply(c, i, j, panel_a, panel_b, depth, ending, edge, last, task.epilogue, bias, extra)
+@kernel(*_signature, precisions=("float32",))
+def _gemm_float32(c, a, b, share_a, K, task, bias, extra, pieces, threads, shared, private, count):
+    """One slice of the depth: the shared operand is packed in `pieces`, then the threads take tasks."""
+    for job in prange(pieces):
+        operand, rows = (a, c.shape[0]) if share_a else (b, c.shape[1])
+        _pack_shared_float32(job, shared.ctypes.data, share_a, operand, rows, task)
+    count[0] = 0
+    for thread in prange(threads):
+        space = private[thread]
+        _run_tasks_float32(c, a, b, share_a, K, task, bias, extra, shared.ctypes.data, space, count.ctypes.data)
 
 
-@kernel(matrix, matrix, matrix, i64, boolean, i64, vector, matrix, i64, i64, i64, i64, vector, matrix, i64[::1])
-def _gemm(c, x, w, layout, accumulate, epilogue, bias, extra, depth, slice_depth, block, parts, shared, private, count):
-    """c = x w in passes `depth` deep; the shared operand is packed `slice_depth` deep at a time, for all threads."""
-    M, N = c.shape
-    K = x.shape[0] if layout == TN else x.shape[1]
-    share_a = M <= N
-    shared_panels, shared_rows = ((M + MR - 1) // MR, MR) if share_a else ((N + NR - 1) // NR, NR)
-    for k0 in range(0, K, slice_depth):
-        a = Operand(x.ctypes.data, x.shape[1], layout != TN)
-        b = Operand(w.ctypes.data, w.shape[1], layout == NT)
-        k1 = min(K, k0 + slice_depth)
-        passes = (k1 - k0 + depth - 1) // depth
-        for job in prange(shared_panels * passes):
-            s, k = job // passes, k0 + job % passes * depth
-            pass_depth = min(depth, k1 - k)
-            panel = shared.ctypes.data + ((k - k0) * shared_panels + s * pass_depth) * shared_rows * 4
-            _pack(share_a, panel, a, b, s, M, N, k, pass_depth)
-        # Gradients of weights are next read by the optimizer, when no cache has them any more.
-        stream = layout == TN and epilogue == NOTHING and c.ctypes.data % 64 == 0 and N % 16 == 0
-        task = Task(share_a, k0, k1, depth, block, parts, accumulate, stream, epilogue)
-        count[0] = 0
-        for thread in prange(private.shape[0]):
-            _run_tasks(c, a, b, K, task, bias, extra, shared.ctypes.data, private[thread], count.ctypes.data)
+@kernel(*_signature, precisions=("bfloat16",))
+def _gemm_bfloat16(c, a, b, share_a, K, task, bias, extra, pieces, threads, shared, private, count):
+    """As above, of bfloat16."""
+    for job in prange(pieces):
+        operand, rows = (a, c.shape[0]) if share_a else (b, c.shape[1])
+        _pack_shared_bfloat16(job, shared.ctypes.data, share_a, operand, rows, task)
+    count[0] = 0
+    for thread in prange(threads):
+        space = private[thread]
+        _run_tasks_bfloat16(c, a, b, share_a, K, task, bias, extra, shared.ctypes.data, space, count.ctypes.data)
 
 
 _NO_VECTOR, _NO_MATRIX = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
+_NO_BFLOAT16 = np.zeros((0, 0), ml_dtypes.bfloat16)
 
 
-def gemm(c, a, b, layout, accumulate=False, epilogue=NOTHING, bias=_NO_VECTOR, extra=_NO_MATRIX):
-    """c [M, N] = A B, or += with `accumulate`; then the epilogue: bias [N], and extra [M, N] as residual, GELU's input
-    or output."""
-    if not ISA.own_gemm:
+def gemm(c, a, b, layout, accumulate=False, epilogue=NOTHING, bias=_NO_VECTOR, extra=None):
+    """c [M, N] = A B, or += with `accumulate`; then the epilogue: bias [N], and `extra` [M, N] as residual, GELU's
+    output or input (which GELU_GRADIENT replaces by its GELU).
+
+    All float32; or in bfloat16, where float32 operands are rounded on the way, c may be either, and b may be a `Weight`
+    for the layouts NT and NN.
+    """
+    narrow = isinstance(b, Weight) or any(array.dtype == ml_dtypes.bfloat16 for array in (c, a, b))
+    if extra is None:
+        extra = _NO_BFLOAT16 if narrow else _NO_MATRIX
+    if not narrow and not ISA.own_gemm:
         _gemm_numpy(c, a, b, layout, accumulate, epilogue, bias, extra)
         return
-    (M, N), K, threads = c.shape, len(a) if layout == TN else a.shape[1], get_num_threads()
-    rows_a, rows_b = -(-M // MR) * MR, -(-N // NR) * NR
-    shared_rows, private_rows, private_panel = (rows_a, rows_b, NR) if M <= N else (rows_b, rows_a, MR)
+    (M, N), K = c.shape, len(a) if layout == TN else a.shape[1]
+    if c.dtype == ml_dtypes.bfloat16 and K > WHOLE_DEPTH:
+        sums = scratch("gemm sums", M, N)[:M, :N]
+        _multiply(BFLOAT16, sums, a, b, layout, K, False, NOTHING, bias, extra)
+        _finish_rows(c, sums, accumulate, epilogue, bias, extra)
+    else:
+        _multiply(BFLOAT16 if narrow else FLOAT32, c, a, b, layout, K, accumulate, epilogue, bias, extra)
+
+
+def _multiply(P, c, a, b, layout, K, accumulate, epilogue, bias, extra):
+    """Cuts the work into passes, blocks and parts, and has it done."""
+    (M, N), threads = c.shape, get_num_threads()
+    first, second = _operand_of(a, layout != TN), _operand_of(b, layout == NT, layout)
+    share_a = M <= N
+    shared_R, own_R, shared_rows, own_rows = (P.MR, P.NR, M, N) if share_a else (P.NR, P.MR, N, M)
+    shared_panels, own_panels = -(-shared_rows // shared_R), -(-own_rows // own_R)
     # Passes of equal depth, short enough for the shared operand to fit its buffer. They depend on nothing but the
     # shapes, and so does the order of the sums.
-    deepest = min(PASS_DEPTH, max(16, SHARED_FLOATS // shared_rows))
-    depth = -(-K // -(-K // deepest) // 16) * 16
-    slice_depth = max(1, SHARED_FLOATS // (shared_rows * depth)) * depth
+    longest = PASS_DEPTH if P is FLOAT32 else PAIR_PASS_DEPTH if c.dtype == np.float32 else WHOLE_DEPTH
+    widest = SHARED_BYTES // (shared_panels * shared_R * P.item)
+    deepest = min(longest, max(32, widest)) if c.dtype == np.float32 else WHOLE_DEPTH
+    depth = -(-K // -(-K // deepest) // 32) * 32
+    slice_depth = max(1, widest // depth) * depth
     # Enough tasks to keep all threads busy to the end: smaller blocks first, then parts of the shared operand.
-    panels = private_rows // private_panel
-    block = max(1, min(BLOCK_FLOATS // (depth * private_panel), panels // (4 * threads)))
-    parts = min(shared_rows // (MR if M <= N else NR), -(-4 * threads // -(-panels // block)))
-    shared = scratch("gemm shared", max(SHARED_FLOATS, shared_rows * depth))
-    private = scratch("gemm private", threads, BLOCK_FLOATS + (PASS_DEPTH + 16) * NR + MR * NR)[:threads]
+    block = max(1, min(BLOCK_BYTES // (depth * own_R * P.item), own_panels // (4 * threads)))
+    parts = min(shared_panels, -(-4 * threads // -(-own_panels // block)))
+    shared = scratch("gemm shared", 1, max(SHARED_BYTES, shared_panels * shared_R * depth * P.item) // 4)
+    private = scratch("gemm private", threads, PRIVATE_BYTES // 4)
     count = scratch("gemm count", 8, dtype=np.int64)
-    _gemm(c, a, b, layout, accumulate, epilogue, bias, extra, depth, slice_depth, block, parts, shared, private, count)
+    packed = (first if share_a else second).packed
+    # Gradients of weights are next read by the optimizer, when no cache has them any more.
+    stream = layout == TN and epilogue == NOTHING and c.ctypes.data % 64 == 0 and N % 16 == 0
+    run = _gemm_float32 if P is FLOAT32 else _gemm_bfloat16
+    for k0 in range(0, K, slice_depth):
+        k1 = min(K, k0 + slice_depth)
+        task = Task(k0, k1, depth, min(slice_depth, -(-K // depth) * depth), block, parts, accumulate, epilogue, stream)
+        pieces = 0 if packed else shared_panels * -(-(k1 - k0) // depth)
+        run(c, first, second, share_a, K, task, bias, extra, pieces, threads, shared, private, count)
+
+
+def _operand_of(x, along, layout=NT):
+    if isinstance(x, Weight):
+        return x.operand(layout == NT)
+    return Operand(x.__array_interface__["data"][0], x.shape[1], along, x.dtype == np.float32, False)
 
 
 def _gemm_numpy(c, a, b, layout, accumulate, epilogue, bias, extra):
     """The same on a processor whose vectors we have no tile for: the product by NumPy's library, the rest by us."""
     a, b = a.T if layout == TN else a, b.T if layout == NT else b
-    if accumulate:
-        c += a @ b
-    else:
+    if epilogue == NOTHING and not accumulate:
         np.matmul(a, b, out=c)
-    if epilogue != NOTHING:
-        _finish_rows(c, epilogue, bias, extra)
+    else:
+        _finish_rows(c, a @ b, accumulate, epilogue, bias, extra)
 
 
-@kernel(matrix, i64, vector, matrix)
-def _finish_rows(c, epilogue, bias, extra):
+@kernel(acts2, matrix, boolean, i64, vector, acts2)
+def _finish_rows(c, sums, add, epilogue, bias, extra):
     for i in prange(c.shape[0]):
-        _finish(c, i, i + 1, 0, c.shape[1], epilogue, bias, extra)
+        finish(c, sums[i], c.shape[1], i, 0, add, epilogue, bias, extra)

@@ -6,28 +6,29 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from llmpy.kernels.cpu.compile import i64, kernel, matrix, vector
+from llmpy.kernels.cpu.compile import acts2, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.scalars import narrow_like, widen
 from llmpy.kernels.cpu.workspace import scratch
 
 EPS = np.float32(1e-5)
 ROWS = 64  # to a block of the backward pass; fixed, so that the order of its sums does not depend on the threads
 
 
-@kernel(matrix, vector, vector, matrix, vector, vector)
+@kernel(acts2, vector, vector, acts2, vector, vector)
 def layernorm_forward(y, mean, rstd, x, w, b):
     """x [N, C], w [C], b [C] -> y [N, C]; mean [N] and rstd [N] are kept for the backward pass."""
     N, C = x.shape
     for n in prange(N):
         total = np.float32(0)
         for c in range(C):
-            total += x[n, c]
+            total += widen(x[n, c])
         m = total / np.float32(C)
         squares = np.float32(0)
         for c in range(C):
-            squares += (x[n, c] - m) * (x[n, c] - m)
+            squares += (widen(x[n, c]) - m) * (widen(x[n, c]) - m)
         r = np.float32(1) / np.sqrt(squares / np.float32(C) + EPS)
         for c in range(C):
-            y[n, c] = (x[n, c] - m) * r * w[c] + b[c]
+            y[n, c] = narrow_like(y, (widen(x[n, c]) - m) * r * w[c] + b[c])
         mean[n], rstd[n] = m, r
 
 
@@ -39,7 +40,7 @@ def layernorm_backward(dresidual, dw, db, dy, x, w, mean, rstd):
     _layernorm_backward(dresidual, dw, db, dy, x, w, mean, rstd, partial, blocks)
 
 
-@kernel(matrix, vector, vector, matrix, matrix, vector, vector, vector, matrix, i64)
+@kernel(acts2, vector, vector, acts2, acts2, vector, vector, vector, matrix, i64)
 def _layernorm_backward(dresidual, dw, db, dy, x, w, mean, rstd, partial, blocks):
     """partial [blocks, 2 C]: each block's share of dw and db, summed at the end from the first block to the last."""
     N, C = x.shape
@@ -51,16 +52,18 @@ def _layernorm_backward(dresidual, dw, db, dy, x, w, mean, rstd, partial, blocks
             m, r = mean[n], rstd[n]
             sum_dnorm, sum_dnorm_norm = np.float32(0), np.float32(0)
             for c in range(C):
-                norm = (x[n, c] - m) * r
-                dnorm = dy[n, c] * w[c]
+                norm = (widen(x[n, c]) - m) * r
+                gradient = widen(dy[n, c])
+                dnorm = gradient * w[c]
                 sum_dnorm += dnorm
                 sum_dnorm_norm += dnorm * norm
-                dw_block[c] += dy[n, c] * norm
-                db_block[c] += dy[n, c]
+                dw_block[c] += gradient * norm
+                db_block[c] += gradient
             mean_dnorm, mean_dnorm_norm = sum_dnorm / np.float32(C), sum_dnorm_norm / np.float32(C)
             for c in range(C):
-                norm = (x[n, c] - m) * r
-                dresidual[n, c] += r * (dy[n, c] * w[c] - mean_dnorm - norm * mean_dnorm_norm)
+                norm = (widen(x[n, c]) - m) * r
+                change = r * (widen(dy[n, c]) * w[c] - mean_dnorm - norm * mean_dnorm_norm)
+                dresidual[n, c] = narrow_like(dresidual, widen(dresidual[n, c]) + change)
     for block in range(blocks):
         for c in range(C):
             dw[c] += partial[block, c]

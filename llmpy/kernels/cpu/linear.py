@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from llmpy.kernels.cpu.compile import helper, i64, kernel, matrix, vector
-from llmpy.kernels.cpu.gemm import BIAS, BIAS_GELU, BIAS_RESIDUAL, GELU_GRADIENT, NN, NOTHING, NT, TN, gemm
+from llmpy.kernels.cpu.compile import acts2, helper, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.epilogue import BIAS, BIAS_GELU, BIAS_RESIDUAL, GELU_GRADIENT, NOTHING
+from llmpy.kernels.cpu.gemm import NN, NT, TN, gemm
+from llmpy.kernels.cpu.scalars import widen
 from llmpy.kernels.cpu.vector_math import gelu
 
 FEW_ROWS = 4  # up to here a product is limited by reading the weights, and dot products do it with no packing
@@ -21,32 +23,31 @@ def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):
     elif pre_gelu is not None:
         epilogue, extra = BIAS_GELU, pre_gelu
     else:
-        epilogue, extra = BIAS if b is not None else NOTHING, _NO_MATRIX
+        epilogue, extra = BIAS if b is not None else NOTHING, None
     if b is None:
-        b = _NO_VECTOR if epilogue == NOTHING else np.zeros(len(w), np.float32)
-    if len(x) <= FEW_ROWS:
-        few_rows(y, x, w, epilogue, b, extra)
+        b = _NO_VECTOR if epilogue == NOTHING else np.zeros(w.shape[0], np.float32)
+    if len(x) <= FEW_ROWS and isinstance(w, np.ndarray):
+        few_rows(y, x, w, epilogue, b, _NO_MATRIX if extra is None else extra)
     elif epilogue == BIAS_RESIDUAL and np.may_share_memory(y, residual):
         gemm(y, x, w, NT, accumulate=True, epilogue=BIAS, bias=b)  # y + x w^T: the residual is there already
     else:
         gemm(y, x, w, NT, epilogue=epilogue, bias=b, extra=extra)
 
 
-def linear_backward(dx, dw, db, dy, x, w, pre_gelu=None, accumulate=True):
+def linear_backward(dx, dw, db, dy, x, w, gelu=False, accumulate=True):
     """dy [N, OC], x [N, C], w [OC, C] -> dx [N, C]; dw [OC, C] is added to (or written), db [OC] added to.
 
-    dx may be x itself; each of the three may be None; with `pre_gelu` [N, C], where x = gelu(pre_gelu), dx is the
-    gradient of pre_gelu.
+    dx may be x itself; each of the three may be None. With `gelu`, x is what the GELU before this layer was given: it
+    becomes its GELU, which is what dw takes, and dx (another array then) is the gradient by what x was.
     """
+    if gelu:
+        gemm(dx, dy, w, NN, epilogue=GELU_GRADIENT, extra=x)
     if dw is not None:
         gemm(dw, dy, x, TN, accumulate=accumulate)
     if db is not None:
         add_column_sums(db, dy)
-    if dx is not None:
-        if pre_gelu is None:
-            gemm(dx, dy, w, NN)
-        else:
-            gemm(dx, dy, w, NN, epilogue=GELU_GRADIENT, extra=pre_gelu)
+    if dx is not None and not gelu:
+        gemm(dx, dy, w, NN)
 
 
 @helper
@@ -57,7 +58,7 @@ def _dot(x, w, i, j):
     return total
 
 
-@kernel(matrix, matrix, matrix, i64, vector, matrix)
+@kernel(matrix, matrix, matrix, i64, vector, matrix, precisions=("float32",))
 def few_rows(y, x, w, epilogue, bias, extra):
     """y [N, OC] = x [N, C] w^T [OC, C] for a few rows, as dot products: every weight is read once, where it lies."""
     for j in prange(w.shape[0]):
@@ -76,7 +77,7 @@ def few_rows(y, x, w, epilogue, bias, extra):
 COLUMNS = 64  # to a task: four cache lines of a row
 
 
-@kernel(vector, matrix)
+@kernel(vector, acts2)
 def add_column_sums(db, dy):
     """db [OC] += dy [N, OC] summed over the rows, from the first to the last."""
     for block in prange((dy.shape[1] + COLUMNS - 1) // COLUMNS):
@@ -85,6 +86,6 @@ def add_column_sums(db, dy):
         for i in range(dy.shape[0]):
             row = dy[i, start:end]
             for j in range(row.size):
-                total[j] += row[j]
+                total[j] += widen(row[j])
         for j in range(end - start):
             db[start + j] += total[j]

@@ -1,7 +1,7 @@
-"""The innermost loops of every matrix product, emitted as LLVM IR: what a C library would write in assembly.
+"""The innermost loop of every matrix product, emitted as LLVM IR: what a C library would write in assembly.
 
-`make_tile` gives C[rows, columns] (+)= A^T B over packed panels, all accumulators in registers. `make_transpose` and
-`make_copy` move a few vectors at a time while panels are packed. Addresses are integers, strides count floats.
+C[rows, columns] (+)= A^T B over packed panels, all sums in registers: in float32, and in bfloat16 with the instruction
+that multiplies pairs (vdpbf16ps). The tiles of AMX are in amx.py.
 """
 
 from __future__ import annotations
@@ -12,39 +12,40 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from llmpy.kernels.cpu.emit import BF16, F32, I32, I64, broadcast, call, declare, load, store
 from llmpy.kernels.cpu.isa import TileShape
 
-F32, I32, I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 # How a tile ends: it is written to C; added to C; or written past the caches, for what is not read again soon, which
 # spares memory the read of what is overwritten: C and its rows must begin at whole vectors.
 STORE, ADD, STREAM = 0, 1, 2
 
 
-def make_tile(shape: TileShape) -> Any:
+def make_tile(shape: TileShape, pairs: bool = False) -> Any:
     """The micro-kernel of a tile shape: tile(depth, a, b, c, ldc, ending), depth >= 1.
 
-    a [depth, rows], b [depth, columns], c [rows, columns] with rows `ldc` apart. Endings: see STORE, ADD and STREAM.
+    a [depth, rows], b [depth, columns], c float32 [rows, columns] with rows `ldc` apart. Endings: see STORE, ADD and
+    STREAM. `pairs`: a and b are bfloat16, two of the depth side by side, a [depth / 2, rows, 2]; depth is even.
     """
 
     @intrinsic
     def tile(typingctx, depth, a, b, c, ldc, ending):
         signature = types.void(types.int64, types.uintp, types.uintp, types.uintp, types.int64, types.int64)
-        name = f"llmpy_tile_{shape.rows}x{shape.vectors}x{shape.width}"
-        return signature, _call(name, [I64] * 6, lambda build, args: emit_tile(shape, build, args))
+        name = f"llmpy_tile_{shape.rows}x{shape.vectors}x{shape.width}{'_pairs' if pairs else ''}"
+        return signature, call(name, [I64] * 6, lambda build, args: emit_tile(shape, build, args, pairs))
 
     return tile
 
 
-def emit_tile(shape: TileShape, build: ir.IRBuilder, args: Any) -> None:
+def emit_tile(shape: TileShape, build: ir.IRBuilder, args: Any, pairs: bool = False) -> None:
     """The body of a tile: a loop over the depth with every cell of C in a register, then one store or addition to
-    memory."""
+    memory. A step of the loop reads 4-byte words: numbers in float32, or pairs of bfloat16."""
     depth, a, b, c, ldc, ending = args
     VEC = ir.VectorType(F32, shape.width)
     cells = [(i, j) for i in range(shape.rows) for j in range(shape.vectors)]
-    # fmuladd: one instruction where the processor has it, two where it has not.
-    fma = _declare(build, f"llvm.fmuladd.v{shape.width}f32", ir.FunctionType(VEC, [VEC] * 3))
+    steps = build.lshr(depth, I64(1)) if pairs else depth
+    multiply_add = _pair_product(build, shape.width) if pairs else _product(build, VEC)
     entry = build.block
-    loop, store, add, stream, end = (build.append_basic_block(n) for n in ("depth", "store", "add", "stream", "end"))
+    loop, store_, add, stream, end = (build.append_basic_block(n) for n in ("depth", "store", "add", "stream", "end"))
     build.branch(loop)
 
     build.position_at_end(loop)
@@ -52,12 +53,12 @@ def emit_tile(shape: TileShape, build: ir.IRBuilder, args: Any) -> None:
     sums = {cell: build.phi(VEC) for cell in cells}
     panel_a = build.add(a, build.mul(k, I64(shape.rows * 4)))
     panel_b = build.add(b, build.mul(k, I64(shape.columns * 4)))
-    columns = [_load(build, panel_b, j * shape.width, VEC) for j in range(shape.vectors)]
+    columns = [load(build, panel_b, j * shape.width, VEC) for j in range(shape.vectors)]
     grown = {}
     for i in range(shape.rows):
-        value = _broadcast(build, _load(build, panel_a, i, F32), shape.width)
+        value = broadcast(build, load(build, panel_a, i, F32), shape.width)
         for j in range(shape.vectors):
-            grown[i, j] = build.call(fma, [value, columns[j], sums[i, j]])
+            grown[i, j] = multiply_add(sums[i, j], value, columns[j])
     k_next = build.add(k, I64(1))
     k.add_incoming(I64(0), entry)
     k.add_incoming(k_next, loop)
@@ -65,19 +66,19 @@ def emit_tile(shape: TileShape, build: ir.IRBuilder, args: Any) -> None:
         sums[cell].add_incoming(ir.Constant(VEC, None), entry)
         sums[cell].add_incoming(grown[cell], loop)
     done = build.append_basic_block("done")
-    build.cbranch(build.icmp_signed("<", k_next, depth), loop, done)
+    build.cbranch(build.icmp_signed("<", k_next, steps), loop, done)
 
     build.position_at_end(done)
-    choice = build.switch(ending, store)
+    choice = build.switch(ending, store_)
     choice.add_case(I64(ADD), add)
     choice.add_case(I64(STREAM), stream)
-    for block in (store, add, stream):
+    for block in (store_, add, stream):
         build.position_at_end(block)
         for i, j in cells:
             row, value = build.add(c, build.mul(ldc, I64(i * 4))), grown[i, j]
             if block is add:
-                value = build.fadd(value, _load(build, row, j * shape.width, VEC))
-            stored = _store(build, row, j * shape.width, value)
+                value = build.fadd(value, load(build, row, j * shape.width, VEC))
+            stored = store(build, row, j * shape.width, value)
             if block is stream:
                 stored.align = shape.width * 4
                 stored.set_metadata("nontemporal", build.module.add_metadata([I32(1)]))
@@ -85,145 +86,14 @@ def emit_tile(shape: TileShape, build: ir.IRBuilder, args: Any) -> None:
     build.position_at_end(end)
 
 
-def make_transpose(size: int) -> Any:
-    """transpose(source, source_stride, target, target_stride): a size x size block; size is a power of two.
-
-    Rows are merged with the row `step` below, step = 1, 2, 4 ...: log2(size) rounds of two-source shuffles.
-    """
-
-    @intrinsic
-    def transpose(typingctx, source, source_stride, target, target_stride):
-        signature = types.void(types.uintp, types.int64, types.uintp, types.int64)
-        return signature, _call(
-            f"llmpy_transpose_{size}", [I64] * 4, lambda build, args: _emit_transpose(size, build, args)
-        )
-
-    return transpose
+def _product(build, VEC):
+    # fmuladd: one instruction where the processor has it, two where it has not.
+    fma = declare(build, f"llvm.fmuladd.v{VEC.count}f32", ir.FunctionType(VEC, [VEC] * 3))
+    return lambda total, x, y: build.call(fma, [x, y, total])
 
 
-def _emit_transpose(size: int, build: ir.IRBuilder, args: Any) -> None:
-    source, source_stride, target, target_stride = args
-    VEC = ir.VectorType(F32, size)
-    block = [_load(build, build.add(source, build.mul(source_stride, I64(i * 4))), 0, VEC) for i in range(size)]
-    step = 1
-    while step < size:
-        low = [lane if not lane & step else size + lane - step for lane in range(size)]
-        high = [lane + step if not lane & step else size + lane for lane in range(size)]
-        for i in range(size):
-            if not i & step:
-                upper, lower = block[i], block[i + step]
-                block[i] = build.shuffle_vector(upper, lower, _lanes(low))
-                block[i + step] = build.shuffle_vector(upper, lower, _lanes(high))
-        step *= 2
-    for i, row in enumerate(block):
-        _store(build, build.add(target, build.mul(target_stride, I64(i * 4))), 0, row)
-
-
-def make_copy(size: int, width: int) -> Any:
-    """copy(source, target): `size` floats, in vectors of at most `width`."""
-    pieces = []
-    start = 0
-    while start < size:
-        piece = min(width, 1 << ((size - start).bit_length() - 1))
-        pieces.append((start, piece))
-        start += piece
-
-    @intrinsic
-    def copy(typingctx, source, target):
-        def codegen(context, build, sig, args):
-            for start, piece in pieces:
-                _store(build, args[1], start, _load(build, args[0], start, ir.VectorType(F32, piece)))
-            return context.get_dummy_value()
-
-        return types.void(types.uintp, types.uintp), codegen
-
-    return copy
-
-
-@intrinsic
-def load_float(typingctx, address):
-    """The float32 at an address."""
-
-    def codegen(context, build, sig, args):
-        return _load(build, args[0], 0, F32)
-
-    return types.float32(types.uintp), codegen
-
-
-@intrinsic
-def store_float(typingctx, address, value):
-    """Write a float32 at an address."""
-
-    def codegen(context, build, sig, args):
-        _store(build, args[0], 0, args[1])
-        return context.get_dummy_value()
-
-    return types.void(types.uintp, types.float32), codegen
-
-
-@intrinsic
-def float_from_bits(typingctx, bits):
-    """The float32 with the bits of an int32."""
-
-    def codegen(context, build, sig, args):
-        return build.bitcast(args[0], F32)
-
-    return types.float32(types.int32), codegen
-
-
-@intrinsic
-def fetch_add(typingctx, address):
-    """The int64 at an address, which grows by one: how threads take tasks from a list. Atomic."""
-
-    def codegen(context, build, sig, args):
-        return build.atomic_rmw("add", build.inttoptr(args[0], I64.as_pointer()), I64(1), "monotonic")
-
-    return types.int64(types.uintp), codegen
-
-
-def _call(name, argument_types, body):
-    """Code generation for a call of the LLVM function `name`, which is built where a module does not have it yet.
-
-    It is not inlined: a copy at each of its call sites would only cost compile time.
-    """
-
-    def codegen(context, build, sig, args):
-        function = build.module.globals.get(name)
-        if function is None:
-            function = ir.Function(build.module, ir.FunctionType(ir.VoidType(), argument_types), name)
-            function.linkage = "linkonce_odr"
-            function.attributes.add("noinline")
-            inner = ir.IRBuilder(function.append_basic_block("entry"))
-            body(inner, function.args)
-            inner.ret_void()
-        build.call(function, args)
-        return context.get_dummy_value()
-
-    return codegen
-
-
-def _declare(build, name, function_type):
-    return build.module.globals.get(name) or ir.Function(build.module, function_type, name)
-
-
-def _pointer(build, address, offset, kind):
-    if offset:
-        address = build.add(address, I64(offset * 4))
-    return build.inttoptr(address, kind.as_pointer())
-
-
-def _load(build, address, offset, kind):
-    return build.load(_pointer(build, address, offset, kind), align=4)
-
-
-def _store(build, address, offset, value):
-    return build.store(value, _pointer(build, address, offset, value.type), align=4)
-
-
-def _lanes(indices):
-    return ir.Constant(ir.VectorType(I32, len(indices)), [I32(i) for i in indices])
-
-
-def _broadcast(build, scalar, width):
-    undefined = ir.Constant(ir.VectorType(F32, width), ir.Undefined)
-    return build.shuffle_vector(build.insert_element(undefined, scalar, I32(0)), undefined, _lanes([0] * width))
+def _pair_product(build, width):
+    """total + x0 y0 + x1 y1 in every lane: the words of x and y are pairs of bfloat16."""
+    VEC, PAIRS = ir.VectorType(F32, width), ir.VectorType(BF16, 2 * width)
+    dot = declare(build, f"llvm.x86.avx512bf16.dpbf16ps.{width * 32}", ir.FunctionType(VEC, [VEC, PAIRS, PAIRS]))
+    return lambda total, x, y: build.call(dot, [total, build.bitcast(x, PAIRS), build.bitcast(y, PAIRS)])

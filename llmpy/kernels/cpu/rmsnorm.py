@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from llmpy.kernels.cpu.compile import f32, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.compile import acts2, f32, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.scalars import narrow_like, widen
 from llmpy.kernels.cpu.workspace import scratch
 
 ROWS = 64  # to a block of the backward pass; fixed, so that the order of its sums does not depend on the threads
@@ -23,20 +24,20 @@ def rmsnorm_backward(dresidual, dw, dy, x, w, rstd):
     _rmsnorm_backward(dresidual, dw, dy, x, w, rstd, scratch("rmsnorm partial sums", blocks, x.shape[1]), blocks)
 
 
-@kernel(matrix, vector, matrix, vector, f32)
+@kernel(acts2, vector, acts2, vector, f32)
 def _rmsnorm_forward(y, rstd, x, w, eps):
     N, C = x.shape
     for n in prange(N):
         squares = np.float32(0)
         for c in range(C):
-            squares += x[n, c] * x[n, c]
+            squares += widen(x[n, c]) * widen(x[n, c])
         r = np.float32(1) / np.sqrt(squares / np.float32(C) + eps)
         for c in range(C):
-            y[n, c] = x[n, c] * r * w[c]
+            y[n, c] = narrow_like(y, widen(x[n, c]) * r * w[c])
         rstd[n] = r
 
 
-@kernel(matrix, vector, matrix, matrix, vector, vector, matrix, i64)
+@kernel(acts2, vector, acts2, acts2, vector, vector, matrix, i64)
 def _rmsnorm_backward(dresidual, dw, dy, x, w, rstd, partial, blocks):
     """partial [blocks, C]: each block's share of dw, summed at the end from the first block to the last."""
     N, C = x.shape
@@ -47,12 +48,13 @@ def _rmsnorm_backward(dresidual, dw, dy, x, w, rstd, partial, blocks):
             r = rstd[n]
             total = np.float32(0)
             for c in range(C):
-                norm = x[n, c] * r
-                total += dy[n, c] * w[c] * norm
-                dw_block[c] += dy[n, c] * norm
+                norm, gradient = widen(x[n, c]) * r, widen(dy[n, c])
+                total += gradient * w[c] * norm
+                dw_block[c] += gradient * norm
             mean = total / np.float32(C)
             for c in range(C):
-                dresidual[n, c] += r * (dy[n, c] * w[c] - x[n, c] * r * mean)
+                change = r * (widen(dy[n, c]) * w[c] - widen(x[n, c]) * r * mean)
+                dresidual[n, c] = narrow_like(dresidual, widen(dresidual[n, c]) + change)
     for block in range(blocks):
         for c in range(C):
             dw[c] += partial[block, c]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from llmpy.kernels.cpu.compile import boolean, f32, i32, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.compile import acts1, boolean, f32, i32, i64, kernel, matrix
+from llmpy.kernels.cpu.scalars import narrow_like, widen
 
 
 def rope_forward(x, cos, sin, interleaved=True, positions=None):
@@ -30,7 +31,7 @@ def _turn(x, cos, sin, interleaved, positions, direction):
     _rope(flat, *x.shape, *strides[:3], cos, sin, interleaved, starts, direction)
 
 
-@kernel(vector, i64, i64, i64, i64, i64, i64, i64, matrix, matrix, boolean, i32[::1], f32)
+@kernel(acts1, i64, i64, i64, i64, i64, i64, i64, matrix, matrix, boolean, i32[::1], f32)
 def _rope(x, B, T, heads, hs, stride_b, stride_t, stride_h, cos, sin, interleaved, starts, direction):
     half = hs // 2
     for row in prange(B * T):
@@ -41,12 +42,12 @@ def _rope(x, B, T, heads, hs, stride_b, stride_t, stride_h, cos, sin, interleave
             if interleaved:
                 head = x[begin : begin + hs]
                 for i in range(half):
-                    first, second, turn = head[2 * i], head[2 * i + 1], s[i] * direction
-                    head[2 * i] = first * c[i] - second * turn
-                    head[2 * i + 1] = first * turn + second * c[i]
+                    first, second, turn = widen(head[2 * i]), widen(head[2 * i + 1]), s[i] * direction
+                    head[2 * i] = narrow_like(x, first * c[i] - second * turn)
+                    head[2 * i + 1] = narrow_like(x, first * turn + second * c[i])
             else:
                 low, high = x[begin : begin + half], x[begin + half : begin + hs]
                 for i in range(half):
-                    first, second, turn = low[i], high[i], s[i] * direction
-                    low[i] = first * c[i] - second * turn
-                    high[i] = first * turn + second * c[i]
+                    first, second, turn = widen(low[i]), widen(high[i]), s[i] * direction
+                    low[i] = narrow_like(x, first * c[i] - second * turn)
+                    high[i] = narrow_like(x, first * turn + second * c[i])

@@ -6,7 +6,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from llmpy.kernels.cpu.compile import kernel, matrix
+from llmpy.kernels.cpu.compile import acts2, kernel
+from llmpy.kernels.cpu.scalars import narrow_like, widen
 from llmpy.kernels.cpu.vector_math import ONE, exp
 
 BLOCK = 1024  # numbers at a time, in the nearest cache
@@ -17,17 +18,18 @@ def _sigmoid(x):
     return ONE / (ONE + exp(-x))
 
 
-@kernel(matrix, matrix)
+@kernel(acts2, acts2)
 def swiglu_forward(y, gateup):
     """gateup [N, 2H] -> y [N, H]."""
     N, H = y.shape
     for n in prange(N):
         gate, up, output = gateup[n, :H], gateup[n, H:], y[n]
         for i in range(H):
-            output[i] = gate[i] * _sigmoid(gate[i]) * up[i]
+            g = widen(gate[i])
+            output[i] = narrow_like(y, g * _sigmoid(g) * widen(up[i]))
 
 
-@kernel(matrix, matrix, matrix, matrix)
+@kernel(acts2, acts2, acts2, acts2)
 def swiglu_backward(dgateup, y, dy, gateup):
     """dy [N, H] -> dgateup [N, 2H], and the output y [N, H] once more; dgateup may be gateup, and y may be dy."""
     N, H = y.shape
@@ -38,11 +40,14 @@ def swiglu_backward(dgateup, y, dy, gateup):
             end = min(H, start + BLOCK)
             gate, up, gradient = gateup[n, start:end], gateup[n, H + start : H + end], dy[n, start:end]
             for i in range(gate.size):
-                sigmoid = _sigmoid(gate[i])
-                silu = gate[i] * sigmoid
-                output[i] = silu * up[i]
-                dgate[i] = gradient[i] * up[i] * sigmoid * (ONE + gate[i] * (ONE - sigmoid))
-                dup[i] = gradient[i] * silu
-            y[n, start:end] = output[: end - start]
-            dgateup[n, start:end] = dgate[: end - start]
-            dgateup[n, H + start : H + end] = dup[: end - start]
+                g, u, dout = widen(gate[i]), widen(up[i]), widen(gradient[i])
+                sigmoid = _sigmoid(g)
+                silu = g * sigmoid
+                output[i] = silu * u
+                dgate[i] = dout * u * sigmoid * (ONE + g * (ONE - sigmoid))
+                dup[i] = dout * silu
+            to_y, to_gate, to_up = y[n, start:end], dgateup[n, start:end], dgateup[n, H + start : H + end]
+            for i in range(to_y.size):
+                to_y[i] = narrow_like(y, output[i])
+                to_gate[i] = narrow_like(dgateup, dgate[i])
+                to_up[i] = narrow_like(dgateup, dup[i])

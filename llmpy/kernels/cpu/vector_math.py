@@ -4,7 +4,7 @@ call)."""
 import numpy as np
 from numba import njit
 
-from llmpy.kernels.cpu.microkernel import float_from_bits
+from llmpy.kernels.cpu.scalars import float_from_bits
 
 LOG2_E = np.float32(1.44269504088896341)
 LN2_HIGH = np.float32(0.693359375)  # 9 bits: its product with an exponent is exact

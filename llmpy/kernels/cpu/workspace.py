@@ -9,6 +9,7 @@ import numba
 import numpy as np
 
 from llmpy.errors import UserError
+from llmpy.kernels.cpu.isa import ISA
 from llmpy.memory import MemoryPlan
 
 # How long an OpenMP thread spins before it sleeps; read when Numba loads OpenMP. The default is milliseconds: where
@@ -52,8 +53,9 @@ def physical_cores() -> int:
 def set_threads(n: int | None = None) -> int:
     """Use n threads from now on (default: the physical cores) and return n. Raises UserError where there are not that
     many."""
-    n = n or min(physical_cores(), numba.config.NUMBA_NUM_THREADS)
-    if not 1 <= n <= numba.config.NUMBA_NUM_THREADS:
-        raise UserError(f"--threads {n}: this machine offers 1 to {numba.config.NUMBA_NUM_THREADS}")
+    most = 1 if ISA.bfloat16 == "emulated matrix" else numba.config.NUMBA_NUM_THREADS
+    n = n or min(physical_cores(), most)
+    if not 1 <= n <= most:
+        raise UserError(f"--threads {n}: this machine offers 1 to {most}")
     numba.set_num_threads(n)
     return n

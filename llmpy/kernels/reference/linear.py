@@ -18,18 +18,19 @@ def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):
         gelu_forward(y, pre_gelu)
 
 
-def linear_backward(dx, dw, db, dy, x, w, pre_gelu=None, accumulate=True):
+def linear_backward(dx, dw, db, dy, x, w, gelu=False, accumulate=True):
     """dy [N, OC], x [N, C], w [OC, C] -> dx [N, C]; dw [OC, C] is added to (or written), db [OC] added to.
 
-    dx may be x itself; each of the three may be None; with `pre_gelu` [N, C], where x = gelu(pre_gelu), dx is the
-    gradient of pre_gelu.
+    dx may be x itself; each of the three may be None. With `gelu`, x is what the GELU before this layer was given: it
+    becomes its GELU, which is what dw takes, and dx (another array then) is the gradient by what x was.
     """
+    if gelu:
+        gelu_backward(dx, dy @ w, x)
+        gelu_forward(x, x.copy())
     if dw is not None:
         product = dy.T @ x
         dw[:] = dw + product if accumulate else product  # not dw * accumulate: what is there may be NaN
     if db is not None:
         db += dy.sum(0)
-    if dx is not None:
+    if dx is not None and not gelu:
         dx[:] = dy @ w
-        if pre_gelu is not None:
-            gelu_backward(dx, dx, pre_gelu)

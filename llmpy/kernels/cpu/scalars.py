@@ -1,0 +1,120 @@
+"""Numbers at addresses, numbers from bits, and bfloat16 beside float32: what Numba has no words for.
+
+Inside kernels a bfloat16 array is one of uint16. `widen` and `narrow_like` let one source serve both types: on float32
+they do nothing.
+"""
+
+from __future__ import annotations
+
+from numba import types
+from numba.extending import intrinsic
+
+from llmpy.kernels.cpu.emit import F32, I16, I32, I64, load, rounded, store, upper_halves, widened
+
+
+@intrinsic
+def widen(typingctx, number):
+    """The float32 that a number is: a float32, or the uint16 bits of a bfloat16."""
+    if number not in (types.float32, types.uint16):
+        return None
+
+    def codegen(context, build, sig, args):
+        return args[0] if sig.args[0] == types.float32 else widened(build, args[0], 0)
+
+    return types.float32(number), codegen
+
+
+@intrinsic
+def narrow_like(typingctx, array, value):
+    """A float32 as `array` holds its numbers: itself, or the bits of the nearest bfloat16."""
+    if array.dtype not in (types.float32, types.uint16):
+        return None
+
+    def codegen(context, build, sig, args):
+        if sig.return_type == types.float32:
+            return args[1]
+        return upper_halves(build, rounded(build, args[1], 0), 0)
+
+    return array.dtype(array, types.float32), codegen
+
+
+@intrinsic
+def round_at_random(typingctx, value, index, seed):
+    """A float32 rounded to a bfloat16 above or below it, so that the mean over many indices and seeds is the value.
+
+    16 random bits are added below the last that is kept. They are xxHash32's last rounds (Collet 2014) of the index.
+    """
+
+    def codegen(context, build, sig, args):
+        bits = build.bitcast(args[0], I32)
+        index, seed = (build.trunc(x, I32) for x in args[1:])
+        x = build.add(build.mul(index, I32(0x9E3779B1)), seed)
+        for shift, factor in ((15, 0x85EBCA77), (13, 0xC2B2AE3D)):
+            x = build.mul(build.xor(x, build.lshr(x, I32(shift))), I32(factor))
+        x = build.xor(x, build.lshr(x, I32(16)))
+        grown = build.add(bits, build.and_(x, I32(0xFFFF)))
+        return build.bitcast(build.and_(grown, I32(0xFFFF0000)), F32)
+
+    return types.float32(types.float32, types.int64, types.int64), codegen
+
+
+@intrinsic
+def float_from_bits(typingctx, bits):
+    """The float32 with the bits of an int32."""
+
+    def codegen(context, build, sig, args):
+        return build.bitcast(args[0], F32)
+
+    return types.float32(types.int32), codegen
+
+
+@intrinsic
+def load_float(typingctx, address):
+    """The float32 at an address."""
+
+    def codegen(context, build, sig, args):
+        return load(build, args[0], 0, F32)
+
+    return types.float32(types.uintp), codegen
+
+
+@intrinsic
+def store_float(typingctx, address, value):
+    """Write a float32 at an address."""
+
+    def codegen(context, build, sig, args):
+        store(build, args[0], 0, args[1])
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.float32), codegen
+
+
+@intrinsic
+def load_bfloat16(typingctx, address):
+    """The bfloat16 at an address, as a float32."""
+
+    def codegen(context, build, sig, args):
+        return widened(build, load(build, args[0], 0, I16), 0)
+
+    return types.float32(types.uintp), codegen
+
+
+@intrinsic
+def store_bfloat16(typingctx, address, value):
+    """Write a float32 at an address as the nearest bfloat16."""
+
+    def codegen(context, build, sig, args):
+        store(build, args[0], 0, upper_halves(build, rounded(build, args[1], 0), 0))
+        return context.get_dummy_value()
+
+    return types.void(types.uintp, types.float32), codegen
+
+
+@intrinsic
+def fetch_add(typingctx, address):
+    """The int64 at an address, which grows by one: how threads take tasks from a list. Atomic."""
+
+    def codegen(context, build, sig, args):
+        return build.atomic_rmw("add", build.inttoptr(args[0], I64.as_pointer()), I64(1), "monotonic")
+
+    return types.int64(types.uintp), codegen
