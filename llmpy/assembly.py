@@ -25,7 +25,8 @@ from llmpy.models import Model, new_model, plan_training
 from llmpy.models.transformer import plan_parameters
 from llmpy.precision import resolve
 from llmpy.run_config import TrainConfig
-from llmpy.tokenizers import Tokenizer, is_trained
+from llmpy.tokenizer_training import is_trained
+from llmpy.tokenizers import Tokenizer
 
 DEFAULT_LAYERS, DEFAULT_CHANNELS = 3, 128
 # For a width that comes without a number of heads: the first that divides.

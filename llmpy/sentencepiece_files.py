@@ -237,14 +237,6 @@ def write_json(pieces: Pieces) -> str:
     merges.sort(key=lambda merge: merge[0])
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     special = [i for i, kind in enumerate(pieces.kinds) if kind in (UNKNOWN, CONTROL)]
-    bos = pieces.texts[BOS]
-    start = {"SpecialToken": {"id": bos, "type_id": 0}}
-    template = {
-        "type": "TemplateProcessing",
-        "single": [start, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [start, {"Sequence": {"id": "A", "type_id": 0}}, start, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {bos: {"id": bos, "ids": [BOS], "tokens": [bos]}},
-    }
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if pieces.add_dummy_prefix else []
     decoders = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}]
     model = {
@@ -264,11 +256,22 @@ def write_json(pieces: Pieces) -> str:
         "added_tokens": [{"id": i, "content": pieces.texts[i], **flags} for i in special],
         "normalizer": _normalizer(pieces.add_dummy_prefix, pieces.remove_extra_whitespaces),
         "pre_tokenizer": None,
-        "post_processor": template,
+        "post_processor": begin_with(pieces.texts[BOS], BOS),
         "decoder": {"type": "Sequence", "decoders": [*decoders, {"type": "Fuse"}, *strip]},
         "model": model,
     }
     return json.dumps(whole, ensure_ascii=False)
+
+
+def begin_with(text: str, token: int) -> dict[str, Any]:
+    """The post-processor of a tokenizer.json that puts a token before every text."""
+    start, a, b = (
+        {"SpecialToken": {"id": text, "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"Sequence": {"id": "B", "type_id": 1}},
+    )
+    tokens = {text: {"id": text, "ids": [token], "tokens": [text]}}
+    return {"type": "TemplateProcessing", "single": [start, a], "pair": [start, a, start, b], "special_tokens": tokens}
 
 
 def parse_json(source: dict[str, Any], where: str) -> Pieces | None:

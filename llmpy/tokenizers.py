@@ -23,10 +23,11 @@ import numpy as np
 
 from llmpy import sentencepiece_files
 from llmpy import tokenizer_files as files
+from llmpy import tokenizer_training as training
 from llmpy.errors import UserError
 from llmpy.files import cache_dir, write_atomic
 from llmpy.sentencepiece_files import BOS, EOS, Pieces
-from llmpy.tokenizer_files import END_OF_TEXT
+from llmpy.tokenizer_files import END_OF_TEXT, valid_text
 
 SPECS = (
     "bytes, gpt2, bpe:N or sentencepiece:N (N tokens, trained on the text) or a file (tokenizer.json,"
@@ -36,7 +37,6 @@ SPECS = (
 # The possessive ++ and the case of white space at the end, as tiktoken has them, change no match but save backtracking.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 GPT2_VOCAB_SIZE = 50257
-_LONGEST_LINE = 1 << 16  # bytes; SentencePiece passes over what is longer
 _WORTH_A_THREAD = 1 << 18  # characters
 _GPT2_FINGERPRINT = "90952aff06353cb4"
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>")  # of GPT-2 and its descendants, of Llama 3, of Llama 2
@@ -166,9 +166,9 @@ class Tokenizer(ABC):
             return ByteTokenizer()
         if spec == "gpt2":
             return gpt2()
-        if is_trained(spec):
+        if training.is_trained(spec):
             train = train_sentencepiece if spec.startswith("sentencepiece:") else train_bpe
-            return train(texts, trained_size(spec))
+            return train(texts, training.trained_size(spec))
         if not os.path.exists(spec):
             raise UserError(f"no tokenizer {spec!r}: give {SPECS}")
         return Tokenizer.load(spec)
@@ -181,7 +181,7 @@ class ByteTokenizer(Tokenizer):
         super().__init__("bytes", [bytes([b]) for b in range(256)] + [END_OF_TEXT.encode()], 256)
 
     def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(_valid(text).encode(), np.uint8).astype(np.uint32)
+        return np.frombuffer(valid_text(text).encode(), np.uint8).astype(np.uint32)
 
 
 class BytePairTokenizer(Tokenizer):
@@ -200,7 +200,7 @@ class BytePairTokenizer(Tokenizer):
         self._encoding = tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
     def encode(self, text: str) -> np.ndarray:
-        text = _valid(text)
+        text = valid_text(text)
         try:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
         except ValueError:  # the engine of the pattern gives up in white space of half a million characters
@@ -216,7 +216,7 @@ class BytePairTokenizer(Tokenizer):
         if not texts or self.end_of_text is None or any(END_OF_TEXT in text for text in texts):
             return super()._encode_group(texts)
         try:
-            ids = self._encoding.encode_to_numpy(_valid(END_OF_TEXT.join(texts)), allowed_special={END_OF_TEXT})
+            ids = self._encoding.encode_to_numpy(valid_text(END_OF_TEXT.join(texts)), allowed_special={END_OF_TEXT})
         except ValueError:  # too much white space somewhere: `encode` knows what to do
             return super()._encode_group(texts)
         cuts = [-1, *np.flatnonzero(ids == self.end_of_text).tolist(), len(ids)]
@@ -226,7 +226,7 @@ class BytePairTokenizer(Tokenizer):
 class HuggingFaceTokenizer(Tokenizer):
     """A byte-level tokenizer.json that others have made, with a pattern or normalisation of its own."""
 
-    def __init__(self, name: str, source: str) -> None:
+    def __init__(self, name: str, source: str, stop_ids: Iterable[int] = ()) -> None:
         import tokenizers
 
         self._source = source
@@ -240,11 +240,11 @@ class HuggingFaceTokenizer(Tokenizer):
             tokens[i] = piece.encode() if decoded is None else decoded
         end_of_text = next((ids[text] for text in _END_OF_TEXT_NAMES if text in ids), None)
         first = self._tokenizer.encode("").ids  # what the file puts before every text
-        stop_ids = [ids[text] for text in _STOP_NAMES if text in ids]
+        stop_ids = [*stop_ids, *(ids[text] for text in _STOP_NAMES if text in ids)]
         super().__init__(name, tokens, end_of_text, first[0] if len(first) == 1 else None, stop_ids)
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._tokenizer.encode(_valid(text), add_special_tokens=False).ids, np.uint32)
+        return np.array(self._tokenizer.encode(valid_text(text), add_special_tokens=False).ids, np.uint32)
 
     def to_json(self) -> str:
         return self._source
@@ -257,19 +257,19 @@ class SentencePieceTokenizer(Tokenizer):
     between documents, as llama2.c puts it; a model may end what it writes with EOS, too.
     """
 
-    def __init__(self, pieces: Pieces) -> None:
+    def __init__(self, pieces: Pieces, stop_ids: Iterable[int] = (BOS, EOS)) -> None:
         import sentencepiece
 
         self.pieces = pieces
         name = f"sentencepiece:{len(pieces.texts)}"
-        super().__init__(name, pieces.tokens(), BOS, bos=BOS, stop_ids=(BOS, EOS))
+        super().__init__(name, pieces.tokens(), BOS, BOS, stop_ids)
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_files.write_model(pieces))
         except RuntimeError as error:
             raise UserError(f"SentencePiece refuses the vocabulary: {' '.join(str(error).split())}") from error
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._processor.encode(_valid(text)), np.uint32)
+        return np.array(self._processor.encode(valid_text(text)), np.uint32)
 
     def bytes_after(self, previous: int | None, token: int) -> bytes:
         at_start = self.pieces.add_dummy_prefix and previous in (None, BOS)
@@ -325,81 +325,18 @@ def gpt2() -> Tokenizer:
     return BytePairTokenizer("gpt2", tokens, encoding.eot_token)
 
 
-def is_trained(spec: str) -> bool:
-    """Does a `--tokenizer` ask for one that is trained on the text?"""
-    return spec.startswith(("bpe:", "sentencepiece:"))
-
-
-def trained_size(spec: str) -> int:
-    """ "bpe:1024" -> 1024. UserError if it is no number, or too small for the bytes and the special tokens."""
-    kind, _, number = spec.partition(":")
-    if not number.isascii() or not number.isdigit():
-        raise UserError(f"tokenizer {spec!r}: N in {kind}:N is a whole number, like {kind}:1024")
-    least, of = (
-        (257, "the bytes and end-of-text") if kind == "bpe" else (260, "the bytes, three special tokens, a letter")
-    )
-    if not least <= int(number) <= 1_000_000:
-        raise UserError(f"tokenizer {spec!r}: N must be from {least} ({of}) to 1000000")
-    return int(number)
-
-
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-pair encoding trained on the texts: at most `vocab_size` tokens, fewer if the texts have no more to merge.
-
-    The same texts give the same tokens, on any number of threads.
-    """
-    from tokenizers import Tokenizer as Trained
-    from tokenizers import models, pre_tokenizers, trainers
-
-    trained = Trained(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        min_frequency=2,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    trained.train_from_iterator((_valid(text) for text in texts), trainer)
-    ids = trained.get_vocab()
-    tokens = [files.piece_to_bytes(piece) or b"" for piece in sorted(ids, key=ids.__getitem__)]
+    """Byte-pair encoding of bytes, of at most `vocab_size` tokens, trained on the texts."""
+    tokens = training.byte_pair_tokens(texts, vocab_size - 1)
     return BytePairTokenizer(f"bpe:{len(tokens) + 1}", [*tokens, END_OF_TEXT.encode()], len(tokens))
 
 
 def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """SentencePiece's byte-pair encoding trained on the lines of the texts, as llama2.c trains it.
+    """SentencePiece's byte-pair encoding, of `vocab_size` tokens, trained on the texts as llama2.c trains it.
 
     What it encodes keeps all spaces, as in llama2.c's `run`, where the model that comes out of training drops some.
-
-    Raises UserError where the texts have not enough to merge for `vocab_size` tokens, or more characters than that.
     """
-    import io
-
-    import sentencepiece
-
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=(line for text in texts for line in _valid(text).split("\n") if line),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            self_test_sample_size=0,
-            character_coverage=1.0,
-            num_threads=os.cpu_count() or 1,
-            split_digits=True,
-            allow_whitespace_only_pieces=True,
-            byte_fallback=True,
-            unk_surface=r" \342\201\207 ",
-            normalization_rule_name="identity",
-            max_sentence_length=_LONGEST_LINE,
-            minloglevel=2,  # no report on stderr
-        )
-    except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[-200:]
-        raise UserError(
-            f"cannot train sentencepiece:{vocab_size}: {reason}: choose another size or more text"
-        ) from error
-    pieces = sentencepiece_files.parse_model(model.getvalue(), "the trained model")
+    pieces = training.sentencepiece_pieces(texts, vocab_size)
     return SentencePieceTokenizer(replace(pieces, remove_extra_whitespaces=False))
 
 
@@ -429,13 +366,7 @@ def _of_json(data: bytes, path: Path) -> Tokenizer:
     except Exception as error:  # whatever is wrong inside: `tokenizers` raises plain Exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{path} is damaged or no tokenizer.json ({reason})") from error
-    raise UserError(f"{path}: only byte-level tokenizers (as of GPT-2, Llama 3, SmolLM) are read from a tokenizer.json")
-
-
-def _valid(text: str) -> str:
-    """Text that UTF-8 can hold: halves of surrogate pairs, as a terminal or JSON may give, become U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    raise UserError(
+        f"{path}: only byte-level tokenizers (GPT-2, Llama 3, SmolLM) and SentencePiece's (Llama 2) are read from a"
+        " tokenizer.json: is there a tokenizer.model?"
+    )

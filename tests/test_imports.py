@@ -30,6 +30,7 @@ LAYERS = (
         "llmpy.models",
         "llmpy.sentencepiece_files",
         "llmpy.tokenizer_files",
+        "llmpy.tokenizer_training",
         "llmpy.tokenizers",
     ),
     ("llmpy.optimizer",),

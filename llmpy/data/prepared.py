@@ -26,7 +26,8 @@ from llmpy.data.shards import SHARD_TOKENS, ShardWriter
 from llmpy.data.text_files import Piece, Split
 from llmpy.errors import UserError
 from llmpy.files import cache_dir, cannot_write, make_dir, sha256_of, sync_dir, write_text_atomic
-from llmpy.tokenizers import Tokenizer, is_trained, trained_size
+from llmpy.tokenizer_training import is_trained, trained_size
+from llmpy.tokenizers import Tokenizer
 
 DEFAULT_SOURCE = "python-docs"
 DEFAULT_TOKENIZER = "bpe:3072"

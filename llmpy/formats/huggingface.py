@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from llmpy.config import GPT2Config, LlamaConfig, ModelConfig
+from llmpy.config import GPT2_VOCAB_SIZE, GPT2Config, LlamaConfig, ModelConfig
 from llmpy.errors import UserError
 from llmpy.files import write_atomic, write_text_atomic
 from llmpy.formats import huggingface_gpt2, huggingface_llama
@@ -158,13 +159,15 @@ def write_model(
     config: ModelConfig,
     parameters: Parameters,
     dtype: str = "float32",
-    end_of_text: int | None = None,
+    end_of_text: int | Sequence[int] | None = None,
+    bos: int | None = None,
     shard_bytes: int | None = None,
 ) -> None:
     """Writes config.json and model.safetensors into `folder` (made if missing), each whole or not at all.
 
-    dtype: "float32" or "bfloat16". `end_of_text` is the id that ends a text, which `transformers` stops at. With
-    `shard_bytes`, weights of more than that go into several files with an index, which is written after them.
+    dtype: "float32" or "bfloat16". `end_of_text` is the id that ends a text, or several, which `transformers` stops at,
+    `bos` the one that begins it, by default the same. With `shard_bytes`, weights of more than that go into several
+    files with an index, which is written after them.
     """
     target = WRITE_DTYPES[dtype]
     prefix = PREFIX if isinstance(config, GPT2Config) else ""
@@ -184,7 +187,7 @@ def write_model(
         size = sum(tensor.bytes for tensors in shards.values() for tensor in tensors)
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         write_text_atomic(folder / INDEX, json.dumps(index, indent=2) + "\n")
-    write_text_atomic(folder / CONFIG, json.dumps(config_fields(config, dtype, end_of_text), indent=2) + "\n")
+    write_text_atomic(folder / CONFIG, json.dumps(config_fields(config, dtype, end_of_text, bos), indent=2) + "\n")
 
 
 def _shards(tensors: list[TensorToWrite], limit: int | None) -> dict[str, list[TensorToWrite]]:
@@ -202,8 +205,22 @@ def _shards(tensors: list[TensorToWrite], limit: int | None) -> dict[str, list[T
     return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}
 
 
-def config_fields(config: ModelConfig, dtype: str = "float32", end_of_text: int | None = None) -> dict[str, Any]:
-    """The content of config.json."""
-    if isinstance(config, LlamaConfig):
-        return huggingface_llama.fields_of(config, dtype, end_of_text)
-    return huggingface_gpt2.fields_of(config, dtype, end_of_text)
+def config_fields(
+    config: ModelConfig,
+    dtype: str = "float32",
+    end_of_text: int | Sequence[int] | None = None,
+    bos: int | None = None,
+) -> dict[str, Any]:
+    """The content of config.json. GPT-2's own vocabulary ends a text with its last id."""
+    if end_of_text is None and config.vocab_size == GPT2_VOCAB_SIZE:
+        end_of_text = GPT2_VOCAB_SIZE - 1
+    ends = [end_of_text] if isinstance(end_of_text, int) else list(end_of_text or [])
+    fields = (
+        huggingface_llama.fields_of(config) if isinstance(config, LlamaConfig) else huggingface_gpt2.fields_of(config)
+    )
+    return fields | {
+        "bos_token_id": bos if bos is not None or not ends else ends[0],
+        "eos_token_id": ends if len(ends) > 1 else ends[0] if ends else None,
+        "torch_dtype": dtype,
+        "use_cache": True,
+    }

@@ -45,10 +45,8 @@ def config_of(fields: dict[str, Any], path: Path) -> GPT2Config:
     return GPT2Config(V, T, L, NH, C)
 
 
-def fields_of(config: GPT2Config, dtype: str, end_of_text: int | None) -> dict[str, Any]:
-    """The content of config.json. GPT-2's own vocabulary ends a text with its last id."""
-    if end_of_text is None and config.vocab_size == GPT2_VOCAB_SIZE:
-        end_of_text = GPT2_VOCAB_SIZE - 1
+def fields_of(config: GPT2Config) -> dict[str, Any]:
+    """What config.json says of the model."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -67,8 +65,4 @@ def fields_of(config: GPT2Config, dtype: str, end_of_text: int | None) -> dict[s
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,
         "initializer_range": 0.02,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "torch_dtype": dtype,
-        "use_cache": True,
     }

@@ -96,8 +96,8 @@ def _rope(fields: dict[str, Any], path: Path) -> tuple[Any, RopeScaling | None]:
         raise UserError(f"{path}: rope_scaling: {error}") from error
 
 
-def fields_of(config: LlamaConfig, dtype: str, end_of_text: int | None) -> dict[str, Any]:
-    """The content of config.json: a Llama, or a Qwen 2 where q, k and v have biases."""
+def fields_of(config: LlamaConfig) -> dict[str, Any]:
+    """What config.json says of the model: a Llama, or a Qwen 2 where q, k and v have biases."""
     scaling = None
     if config.rope_scaling is not None:
         scaling = {"rope_type": "llama3"}
@@ -122,9 +122,5 @@ def fields_of(config: LlamaConfig, dtype: str, end_of_text: int | None) -> dict[
         "attention_dropout": 0.0,
         "mlp_bias": False,
         "initializer_range": 0.02,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "torch_dtype": dtype,
-        "use_cache": True,
         **({INTERLEAVED: True} if config.rope_interleaved else {}),
     }

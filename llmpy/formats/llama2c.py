@@ -98,13 +98,16 @@ def read_header(path: Path) -> Header:
     return _check_length(path, Header(2, config, group_size), size)
 
 
-def is_version_0(path: Path, start: bytes) -> bool:
-    """Does a file that begins with `start` have the size that it has if these are the sizes of a model?"""
+def looks_like_version_0(start: bytes) -> bool:
+    """Are these the sizes of a model, in a file that begins so? Version 0 has nothing else to be known by."""
+    if len(start) < HEADER_BYTES[0]:
+        return False
     try:
-        read_header(path)
+        config = _header_v0(Path(), start).config
     except UserError:
         return False
-    return start[:4] != MAGIC.to_bytes(4, "little")
+    widths = max(config.channels, config.hidden)
+    return widths <= 2**18 and config.layers <= 2**10 and max(config.vocab_size, config.context) <= 2**24
 
 
 def _header_v0(path: Path, data: bytes) -> Header:
@@ -184,12 +187,11 @@ def _bytes_behind(part: Part, header: Header) -> int:
 def read_model(path: Path) -> tuple[LlamaConfig, Parameters]:
     """The model in a file, as float32. Raises UserError, before memory is taken, where the file is not whole."""
     file = Llama2cFile(path)
+    return file.config, read_parts(file.config, lambda part: as_float32(file.stored(part)), interleaved=True)
 
-    def read(part: Part) -> np.ndarray:
-        stored = file.stored(part)
-        return stored.dequantize() if isinstance(stored, Q8Tensor) else stored
 
-    return file.config, read_parts(file.config, read, interleaved=True)
+def as_float32(stored: np.ndarray | Q8Tensor) -> np.ndarray:
+    return stored.dequantize() if isinstance(stored, Q8Tensor) else stored
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ or half a head apart (Hugging Face, GGUF's "qwen2"). `LlamaConfig.rope_interleav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ import numpy as np
 
 from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.errors import UserError
-from llmpy.memory import MemoryPlan
-from llmpy.parameters import Parameters, parameter_table, total_size
+from llmpy.models.transformer import plan_parameters
+from llmpy.parameters import Parameters, parameter_table
 
 _SIZES = ("vocab_size", "context", "layers", "heads", "kv_heads", "channels", "hidden", "head_size")
 
@@ -36,6 +36,13 @@ class Part:
     @property
     def huggingface(self) -> str:
         return self.name.format(self.layer)
+
+    def renamed(self, words: Mapping[str, str]) -> str:
+        """Its name elsewhere: Hugging Face's, with every word that the table has put into theirs."""
+        name = self.huggingface
+        for word, theirs in words.items():
+            name = name.replace(word, theirs)
+        return name
 
     def of(self, parameters: Parameters) -> np.ndarray:
         """The view of the parameters that this part is, in the foreign shape."""
@@ -92,9 +99,7 @@ def reorder(rows: np.ndarray, heads: int, interleaved: bool) -> np.ndarray:
 
 def take_parameters(config: ModelConfig) -> Parameters:
     """Memory for the parameters of a model and nothing else. UserError where the machine has less."""
-    table, plan = parameter_table(config), MemoryPlan()
-    plan.add("parameters", "parameters", total_size(table))
-    return Parameters(table, plan.take()["parameters"])
+    return Parameters(parameter_table(config), plan_parameters(config, training=False).take()["parameters"])
 
 
 def read_parts(config: ModelConfig, read: Callable[[Part], np.ndarray], interleaved: bool) -> Parameters:

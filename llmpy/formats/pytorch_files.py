@@ -89,6 +89,15 @@ def read_torch_file(path: Path) -> Any:
     return read_pickle(data, path, calls, _DTYPE_NAMES | _STORAGES.keys(), storage)
 
 
+def is_torch_file(path: Path) -> bool:
+    """Is this zip archive one of torch.save, as far as its list of files says? One that is cut off has no list."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/data.pkl") for name in archive.namelist())
+    except (OSError, *_ZIP_ERRORS):
+        return path.suffix in (".pt", ".pth")
+
+
 def _damaged(path: Path, why: str) -> UserError:
     return UserError(f"{path} is damaged or cut off: {why}")
 
