@@ -11,58 +11,85 @@ from numba.extending import intrinsic
 from llmpy.kernels.cpu.compile import helper
 from llmpy.kernels.cpu.emit import F32, I16, I64, call, load, rounded, store, upper_halves, widened
 from llmpy.kernels.cpu.isa import ISA
-from llmpy.kernels.cpu.scalars import narrow_like, store_bfloat16, store_float, widen
+from llmpy.kernels.cpu.scalars import nearest_bfloat16, store_bfloat16, store_float, widen
 from llmpy.kernels.cpu.vector_math import gelu, gelu_derivative
 
 NOTHING, BIAS, BIAS_RESIDUAL, BIAS_GELU, GELU_GRADIENT = 0, 1, 2, 3, 4
 WIDTH = ISA.tile.width
 
 
-def _make_vectors(bias: bool, residual: bool) -> Any:
-    """finish(n, y, sums, b, other, narrow): y = sums [+ b] [+ other] for n numbers, a multiple of WIDTH, at addresses;
-    y and other are bfloat16 where `narrow`.
+def _make_vectors(narrow: bool, bias: bool = False, added: str = "nothing") -> Any:
+    """finish(rows, n, y, y_stride, sums, ld, b, other, other_stride): y = sums [+ b] [+ other] for rows of n numbers, a
+    multiple of WIDTH, at addresses, strides in bytes. y is bfloat16 if `narrow`; `added` is the type of other, if any.
 
     Emitted, because LLVM does not turn such a loop into vectors: for all it knows, y might overlap what is read.
     """
     VEC, HALVES = ir.VectorType(F32, WIDTH), ir.VectorType(I16, WIDTH)
 
     def body(build, args):
-        n, y, sums, b, other, narrow = args
-        wide_loop, narrow_loop, end = (build.append_basic_block(name) for name in ("wide", "narrow", "end"))
+        rows, n, y, y_stride, sums, ld, b, other, other_stride = args
         entry = build.block
-        build.cbranch(build.icmp_signed("==", narrow, I64(0)), wide_loop, narrow_loop)
-        for loop in (wide_loop, narrow_loop):
-            build.position_at_end(loop)
-            j = build.phi(I64)
-            j.add_incoming(I64(0), entry)
-            far = build.shl(j, I64(2))
-            near = build.shl(j, I64(1)) if loop is narrow_loop else far
-            total = load(build, build.add(sums, far), 0, VEC)
-            if bias:
-                total = build.fadd(total, load(build, build.add(b, far), 0, VEC))
-            if residual and loop is narrow_loop:
-                total = build.fadd(total, widened(build, load(build, build.add(other, near), 0, HALVES), WIDTH))
-            elif residual:
-                total = build.fadd(total, load(build, build.add(other, near), 0, VEC))
-            if loop is narrow_loop:
-                total = upper_halves(build, rounded(build, total, WIDTH), WIDTH)
-            store(build, build.add(y, near), 0, total)
-            following = build.add(j, I64(WIDTH))
-            j.add_incoming(following, loop)
-            build.cbranch(build.icmp_signed("<", following, n), loop, end)
+        row, column, following, end = (build.append_basic_block(name) for name in ("row", "column", "next", "end"))
+        build.branch(row)
+        build.position_at_end(row)
+        i = build.phi(I64)
+        starts = ((y, y_stride), (sums, ld), (other, other_stride))
+        at_y, at_sums, at_other = (build.add(start, build.mul(i, stride)) for start, stride in starts)
+        build.branch(column)
+        build.position_at_end(column)
+        j = build.phi(I64)
+        far, near = build.shl(j, I64(2)), build.shl(j, I64(1))
+        total = load(build, build.add(at_sums, far), 0, VEC)
+        if bias:
+            total = build.fadd(total, load(build, build.add(b, far), 0, VEC))
+        if added == "bfloat16":
+            total = build.fadd(total, widened(build, load(build, build.add(at_other, near), 0, HALVES), WIDTH))
+        elif added == "float32":
+            total = build.fadd(total, load(build, build.add(at_other, far), 0, VEC))
+        if narrow:
+            total = upper_halves(build, rounded(build, total, WIDTH), WIDTH)
+        store(build, build.add(at_y, near if narrow else far), 0, total)
+        j_next = build.add(j, I64(WIDTH))
+        j.add_incoming(I64(0), row)
+        j.add_incoming(j_next, column)
+        build.cbranch(build.icmp_signed("<", j_next, n), column, following)
+        build.position_at_end(following)
+        i_next = build.add(i, I64(1))
+        i.add_incoming(I64(0), entry)
+        i.add_incoming(i_next, following)
+        build.cbranch(build.icmp_signed("<", i_next, rows), row, end)
         build.position_at_end(end)
 
     @intrinsic
-    def finish(typingctx, n, y, sums, b, other, narrow):
-        signature = types.void(types.int64, types.uintp, types.uintp, types.uintp, types.uintp, types.int64)
-        return signature, call(f"llmpy_finish_{bias}_{residual}", [I64] * 6, body)
+    def finish(typingctx, rows, n, y, y_stride, sums, ld, b, other, other_stride):
+        number, address = types.int64, types.uintp
+        kinds = (number, number, address, number, address, number, address, address, number)
+        return types.void(*kinds), call(f"llmpy_finish_{narrow}_{bias}_{added}", [I64] * 9, body)
 
     return finish
 
 
-_plain, _biased, _added, _biased_added = (
-    _make_vectors(bias, residual) for bias, residual in ((False, False), (True, False), (False, True), (True, True))
-)
+_store_float32, _store_bfloat16 = _make_vectors(False), _make_vectors(True)
+_bias_float32, _bias_bfloat16 = _make_vectors(False, bias=True), _make_vectors(True, bias=True)
+_add_float32, _add_bfloat16 = _make_vectors(False, added="float32"), _make_vectors(False, added="bfloat16")
+_both_float32, _both_bfloat16 = _make_vectors(False, True, "float32"), _make_vectors(True, True, "bfloat16")
+
+
+@helper
+def _store(rows, n, y, y_stride, sums, ld, narrow):
+    if narrow:
+        _store_bfloat16(rows, n, y, y_stride, sums, ld, 0, 0, 0)
+    else:
+        _store_float32(rows, n, y, y_stride, sums, ld, 0, 0, 0)
+
+
+@helper
+def _add(rows, n, sums, ld, other, stride, narrow):
+    """sums += other"""
+    if narrow:
+        _add_bfloat16(rows, n, sums, ld, sums, ld, 0, other, stride)
+    else:
+        _add_float32(rows, n, sums, ld, sums, ld, 0, other, stride)
 
 
 @helper
@@ -70,7 +97,7 @@ def store_row(address, row, narrow):
     """row, float32 -> the numbers at an address, bfloat16 where `narrow`."""
     whole = row.size // WIDTH * WIDTH
     if whole:
-        _plain(whole, address, row.ctypes.data, 0, 0, 1 if narrow else 0)
+        _store(1, whole, address, 0, row.ctypes.data, 0, narrow)
     for j in range(whole, row.size):
         if narrow:
             store_bfloat16(address + j * 2, row[j])
@@ -79,50 +106,95 @@ def store_row(address, row, narrow):
 
 
 @helper
-def finish(c, sums, ld, i0, j0, add, epilogue, bias, extra):
+def _gelu_tile(sums, other, narrow):
+    """sums: rounded to bfloat16 where that is what is kept of them -> other: their GELU."""
+    for i in range(sums.size):
+        x = nearest_bfloat16(sums[i]) if narrow else sums[i]
+        sums[i] = x
+        other[i] = gelu(x)
+
+
+@helper
+def _gelu_gradient_tile(sums, other):
+    """other, GELU's input -> its GELU; sums, the gradient by GELU's output -> by its input."""
+    for i in range(sums.size):
+        x = other[i]
+        sums[i] *= gelu_derivative(x)
+        other[i] = gelu(x)
+
+
+@helper
+def finish(c, space, ld, i0, j0, add, epilogue, bias, extra):
     """A tile of sums, float32 rows `ld` apart, and what follows them -> c[i0:, j0:], as much of it as there is.
 
-    c [M, N], extra [M, N]: GELU's input is written there, or read and replaced by its GELU; or a residual is read.
-    `add`: to what c holds.
+    `space` has the sums in its first half, and scratch of that size in the second. c [M, N], extra [M, N]: GELU's input
+    is written there, or read and replaced by its GELU; or a residual is read. `add`: to what c holds.
     """
-    i1, j1 = min(c.shape[0], i0 + sums.shape[0] // ld), min(c.shape[1], j0 + ld)
-    whole, narrow = j1 - j0 == ld, 1 if c.itemsize == 2 else 0
-    for i in range(i0, i1):
-        at = (i - i0) * ld
-        y, total = c[i, j0:j1], sums[at : at + j1 - j0]
-        if add and epilogue == NOTHING and whole:
-            _added(ld, y.ctypes.data, total.ctypes.data, 0, y.ctypes.data, narrow)
-            continue
+    half, narrow = space.shape[0] // 2, c.itemsize == 2
+    rows, columns = min(c.shape[0] - i0, half // ld), min(c.shape[1] - j0, ld)
+    sums, other = space[: rows * ld], space[half : half + rows * ld]
+    stride, at = c.shape[1] * c.itemsize, (i0 * c.shape[1] + j0) * c.itemsize
+    if columns == ld and ld % WIDTH == 0:
+        _finish_whole(
+            c.ctypes.data + at, extra.ctypes.data + at, stride, sums, other, rows, ld, add, epilogue,
+            bias.ctypes.data + j0 * 4, narrow,
+        )  # fmt: skip
+        return
+    for i in range(rows):
+        y, total = c[i0 + i, j0 : j0 + columns], sums[i * ld : i * ld + columns]
         if add:
-            for j in range(y.size):
+            for j in range(columns):
                 total[j] += widen(y[j])
-        if epilogue == NOTHING and whole:
-            _plain(ld, y.ctypes.data, total.ctypes.data, 0, 0, narrow)
-        elif epilogue == NOTHING:
-            for j in range(y.size):
-                y[j] = narrow_like(c, total[j])
-        elif epilogue == BIAS and whole:
-            _biased(ld, y.ctypes.data, total.ctypes.data, bias[j0:].ctypes.data, 0, narrow)
-        elif epilogue == BIAS:
-            b = bias[j0:j1]
-            for j in range(y.size):
-                y[j] = narrow_like(c, total[j] + b[j])
-        elif epilogue == BIAS_RESIDUAL and whole:
-            _biased_added(
-                ld, y.ctypes.data, total.ctypes.data, bias[j0:].ctypes.data, extra[i, j0:].ctypes.data, narrow
-            )
-        elif epilogue == BIAS_RESIDUAL:
-            b, residual = bias[j0:j1], extra[i, j0:j1]
-            for j in range(y.size):
-                y[j] = narrow_like(c, total[j] + b[j] + widen(residual[j]))
-        elif epilogue == BIAS_GELU:
-            b, pre_gelu = bias[j0:j1], extra[i, j0:j1]
-            for j in range(y.size):
-                pre_gelu[j] = narrow_like(extra, total[j] + b[j])
-                y[j] = narrow_like(c, gelu(widen(pre_gelu[j])))
-        else:
-            pre_gelu = extra[i, j0:j1]
-            for j in range(y.size):
-                x = widen(pre_gelu[j])
-                y[j] = narrow_like(c, total[j] * gelu_derivative(x))
-                pre_gelu[j] = narrow_like(extra, gelu(x))
+        if epilogue == BIAS or epilogue == BIAS_RESIDUAL or epilogue == BIAS_GELU:
+            b = bias[j0 : j0 + columns]
+            for j in range(columns):
+                total[j] += b[j]
+        if epilogue == BIAS_RESIDUAL:
+            residual = extra[i0 + i, j0 : j0 + columns]
+            for j in range(columns):
+                total[j] += widen(residual[j])
+        elif epilogue == GELU_GRADIENT:
+            pre_gelu = extra[i0 + i, j0 : j0 + columns]
+            for j in range(columns):
+                other[i * ld + j] = widen(pre_gelu[j])
+        if epilogue < BIAS_GELU:
+            store_row(y.ctypes.data, total, narrow)
+    if epilogue == BIAS_GELU:
+        _gelu_tile(sums, other, narrow)
+    elif epilogue == GELU_GRADIENT:
+        _gelu_gradient_tile(sums, other)
+    if epilogue >= BIAS_GELU:  # of the two, c takes GELU's output, or the gradient
+        for i in range(rows):
+            start, end = i * ld, i * ld + columns
+            of_c, of_extra = (other, sums) if epilogue == BIAS_GELU else (sums, other)
+            store_row(c.ctypes.data + at + i * stride, of_c[start:end], narrow)
+            store_row(extra.ctypes.data + at + i * stride, of_extra[start:end], narrow)
+
+
+@helper
+def _finish_whole(y, extra, stride, sums, other, rows, n, add, epilogue, b, narrow):
+    """The same for a tile that reaches over no border: y, extra and b are addresses, the stride is in bytes."""
+    at, at_other, wide = sums.ctypes.data, other.ctypes.data, n * 4
+    if add:
+        _add(rows, n, at, wide, y, stride, narrow)
+    if epilogue == NOTHING:
+        _store(rows, n, y, stride, at, wide, narrow)
+    elif epilogue == BIAS and narrow:
+        _bias_bfloat16(rows, n, y, stride, at, wide, b, 0, 0)
+    elif epilogue == BIAS:
+        _bias_float32(rows, n, y, stride, at, wide, b, 0, 0)
+    elif epilogue == BIAS_RESIDUAL and narrow:
+        _both_bfloat16(rows, n, y, stride, at, wide, b, extra, stride)
+    elif epilogue == BIAS_RESIDUAL:
+        _both_float32(rows, n, y, stride, at, wide, b, extra, stride)
+    elif epilogue == BIAS_GELU:
+        _bias_float32(rows, n, at, wide, at, wide, b, 0, 0)
+        _gelu_tile(sums, other, narrow)
+        _store(rows, n, extra, stride, at, wide, narrow)
+        _store(rows, n, y, stride, at_other, wide, narrow)
+    else:
+        other[:] = 0
+        _add(rows, n, at_other, wide, extra, stride, narrow)
+        _gelu_gradient_tile(sums, other)
+        _store(rows, n, y, stride, at, wide, narrow)
+        _store(rows, n, extra, stride, at_other, wide, narrow)

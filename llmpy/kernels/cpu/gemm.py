@@ -24,7 +24,7 @@ from llmpy.kernels.cpu.epilogue import NOTHING, finish
 from llmpy.kernels.cpu.isa import ISA
 from llmpy.kernels.cpu.microkernel import ADD, STORE, STREAM
 from llmpy.kernels.cpu.products import BFLOAT16, FLOAT32, Products
-from llmpy.kernels.cpu.scalars import fetch_add
+from llmpy.kernels.cpu.scalars import fetch_add, prefetch
 from llmpy.kernels.cpu.weights import Operand, Weight
 from llmpy.kernels.cpu.workspace import scratch
 
@@ -67,8 +67,8 @@ def _make_helpers(P: Products) -> tuple[Any, Any]:
 
     @helper
     def multiply(c, p, q, panel_a, panel_b, depth, ending, sums, epilogue, bias, extra):
-        """Tile (p, q) of C from its two panels; `sums` [MR * NR] takes a tile that something follows, that ends in
-        bfloat16, or that reaches over C's border."""
+        """Tile (p, q) of C from its two panels; `sums` [2 * MR * NR] takes a tile that something follows, that ends
+        in bfloat16, or that reaches over C's border."""
         M, N = c.shape
         i0, j0 = p * MR, q * NR
         if epilogue == NOTHING and c.itemsize == 4 and i0 + MR <= M and j0 + NR <= N:
@@ -86,12 +86,11 @@ def _make_helpers(P: Products) -> tuple[Any, Any]:
         shared_bytes, private_bytes = (MR * item, NR * item) if share_a else (NR * item, MR * item)
         theirs, own, rows = (a, b, N) if share_a else (b, a, M)
         blocks = (private_panels + task.block - 1) // task.block
-        sums = private[private.shape[0] - MR * NR :]
+        sums = private[private.shape[0] - 2 * MR * NR :]
         begin()
-        while True:
-            number = fetch_add(counter)
-            if number >= blocks * task.parts:
-                break
+        number = fetch_add(counter)
+        while number < blocks * task.parts:
+            following = fetch_add(counter)
             first, part = number // task.parts * task.block, number % task.parts
             stop = min(private_panels, first + task.block)
             for k in range(task.k0, task.k1, task.depth):
@@ -110,13 +109,24 @@ def _make_helpers(P: Products) -> tuple[Any, Any]:
                 else:
                     at_shared, span_shared = shared + (k - task.k0) * shared_bytes, task.slice_depth
                 epilogue = task.epilogue if last else NOTHING
-                for s in range(shared_panels * part // task.parts, shared_panels * (part + 1) // task.parts):
+                s0, s1 = shared_panels * part // task.parts, shared_panels * (part + 1) // task.parts
+                ahead, share = np.int64(0), np.int64(0)
+                if own.packed:  # what comes next is brought nearer meanwhile, a share of it with every shared panel
+                    if k + depth < task.k1:
+                        ahead = at_own + whole * private_bytes
+                    elif following < blocks * task.parts:
+                        ahead = own.address + (following // task.parts * task.block * own.stride + task.k0) * private_bytes
+                    share = ((stop - first) * whole * private_bytes // (s1 - s0) + 63) // 64 * 64
+                for s in range(s0, s1):
+                    if ahead > 0:
+                        prefetch(ahead + (s - s0) * share, share)
                     shared_panel = at_shared + s * span_shared * shared_bytes
                     for p in range(first, stop):
                         panel = at_own + (p - first) * span_own * private_bytes
                         i, j = (s, p) if share_a else (p, s)
                         panel_a, panel_b = (shared_panel, panel) if share_a else (panel, shared_panel)
                         multiply(c, i, j, panel_a, panel_b, whole, ending, sums, epilogue, bias, extra)
+            number = following
         end()
 
     return pack_shared, run_tasks
@@ -173,7 +183,7 @@ def gemm(c, a, b, layout, accumulate=False, epilogue=NOTHING, bias=_NO_VECTOR, e
         return
     (M, N), K = c.shape, len(a) if layout == TN else a.shape[1]
     if c.dtype == ml_dtypes.bfloat16 and K > WHOLE_DEPTH:
-        sums = scratch("gemm sums", M, N)[:M, :N]
+        sums = scratch("gemm sums", M * N)[: M * N].reshape(M, N)
         _multiply(BFLOAT16, sums, a, b, layout, K, False, NOTHING, bias, extra)
         _finish_rows(c, sums, accumulate, epilogue, bias, extra)
     else:
@@ -228,5 +238,8 @@ def _gemm_numpy(c, a, b, layout, accumulate, epilogue, bias, extra):
 
 @kernel(acts2, matrix, boolean, i64, vector, acts2)
 def _finish_rows(c, sums, add, epilogue, bias, extra):
-    for i in prange(c.shape[0]):
-        finish(c, sums[i], c.shape[1], i, 0, add, epilogue, bias, extra)
+    M, N = c.shape
+    for i in prange(M):
+        space = np.empty(2 * N, np.float32)
+        space[:N] = sums[i]
+        finish(c, space, N, i, 0, add, epilogue, bias, extra)

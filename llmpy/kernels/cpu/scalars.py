@@ -6,10 +6,24 @@ they do nothing.
 
 from __future__ import annotations
 
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from llmpy.kernels.cpu.emit import F32, I16, I32, I64, load, rounded, store, upper_halves, widened
+from llmpy.kernels.cpu.emit import (
+    F32,
+    I16,
+    I32,
+    I64,
+    VOID,
+    call,
+    declare,
+    load,
+    rounded,
+    store,
+    upper_halves,
+    widened,
+)
 
 
 @intrinsic
@@ -36,6 +50,16 @@ def narrow_like(typingctx, array, value):
         return upper_halves(build, rounded(build, args[1], 0), 0)
 
     return array.dtype(array, types.float32), codegen
+
+
+@intrinsic
+def nearest_bfloat16(typingctx, value):
+    """The bfloat16 that is nearest to a float32, as a float32."""
+
+    def codegen(context, build, sig, args):
+        return build.bitcast(build.and_(rounded(build, args[0], 0), I32(0xFFFF0000)), F32)
+
+    return types.float32(types.float32), codegen
 
 
 @intrinsic
@@ -118,3 +142,25 @@ def fetch_add(typingctx, address):
         return build.atomic_rmw("add", build.inttoptr(args[0], I64.as_pointer()), I64(1), "monotonic")
 
     return types.int64(types.uintp), codegen
+
+
+@intrinsic
+def prefetch(typingctx, address, size):
+    """Asks for so many bytes from an address on, into the second cache."""
+
+    def body(build, args):
+        pointer = ir.PointerType(ir.IntType(8))
+        fetch = declare(build, "llvm.prefetch.p0", ir.FunctionType(VOID, [pointer, I32, I32, I32]))
+        entry, loop, end = build.block, build.append_basic_block("line"), build.append_basic_block("end")
+        build.cbranch(build.icmp_signed(">", args[1], I64(0)), loop, end)
+        build.position_at_end(loop)
+        at = build.phi(I64)
+        at.add_incoming(I64(0), entry)
+        line = build.inttoptr(build.add(args[0], at), pointer)
+        build.call(fetch, [line, I32(0), I32(2), I32(1)])  # to read; kept in the second cache; data
+        following = build.add(at, I64(64))
+        at.add_incoming(following, loop)
+        build.cbranch(build.icmp_signed("<", following, args[1]), loop, end)
+        build.position_at_end(end)
+
+    return types.void(types.uintp, types.int64), call("llmpy_prefetch", [I64] * 2, body)
