@@ -45,8 +45,9 @@ def test_a_run_by_a_descriptor_learns_and_generates(data, out, device):
     assert text
 
 
-def test_a_run_with_dropout_goes_on_to_the_bit(data, tmp_path):
-    config = llama(data, dropout=0.2, total_batch_tokens=48)
+@pytest.mark.parametrize(("device", "precision"), [("reference", "float32"), ("cpu", "bfloat16")])
+def test_a_run_with_dropout_goes_on_to_the_bit(data, tmp_path, device, precision):
+    config = llama(data, dropout=0.2, total_batch_tokens=48, device=device, precision=precision)
     whole = trained(config, tmp_path / "whole")
     trained(config, tmp_path / "parts", stop_after=6)
     again = Trainer.resume(tmp_path / "parts", quiet=True)
