@@ -157,12 +157,11 @@ class Trainer:
         config, model, start = self.config, self.model, time.perf_counter()
         if config.overfit:
             self.train_data.reset()
-        loss, more = 0.0, {}
+        loss = 0.0
         for micro in range(config.micro_steps):
             x, y = self._batch = self.train_data.next_batch()
-            if config.dropout:
-                more = {"dropout_key": hash64(config.seed, self.step, micro)}
-            loss += model.loss_and_gradients(x, y, config.micro_steps, micro > 0, **more) / config.micro_steps
+            key = hash64(config.seed, self.step, micro)
+            loss += model.loss_and_gradients(x, y, config.micro_steps, micro > 0, key) / config.micro_steps
         norm = self.optimizer.gradient_norm()
         self._refuse_nan("loss", loss)
         self._refuse_nan("norm of the gradient", norm)

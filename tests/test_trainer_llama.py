@@ -78,11 +78,6 @@ def test_a_model_in_the_other_order_of_rotation_is_taken_over(data, tmp_path):
     assert not np.array_equal(trainer.model.parameters.qkvw, initial.parameters.qkvw)
 
 
-def test_dropout_is_not_for_gpt2(data):
-    with pytest.raises(UserError, match="GPT-2 is trained without dropout here: leave out --dropout"):
-        Trainer(tiny(data, dropout=0.1), quiet=True)
-
-
 def test_a_misspelt_size_is_said_before_anything_is_read(tmp_path):
     assert is_descriptor("llama:15M")
     assert not is_descriptor("meta-llama/Llama-3.2-1B")

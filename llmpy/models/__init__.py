@@ -6,9 +6,7 @@ Which of them a config describes is decided here and nowhere else.
 from __future__ import annotations
 
 from llmpy.config import LlamaConfig, ModelConfig
-from llmpy.errors import UserError
 from llmpy.memory import MemoryPlan
-from llmpy.models import gpt2
 from llmpy.models.gpt2 import GPT2
 from llmpy.models.gpt2_decode import GPT2Decoder
 from llmpy.models.llama import Llama
@@ -32,12 +30,8 @@ def new_model(
     dropout: float = 0.0,
 ) -> Model:
     """A model of the config's family, its parameters not yet drawn; the arguments are those of Transformer."""
-    size, numbers = (backend, batch_size, sequence_length, recompute), (precision, stochastic_rounding, seed)
-    if isinstance(config, LlamaConfig):
-        return Llama(config, *size, *numbers, dropout)
-    if dropout:
-        raise UserError(f"GPT-2 is trained without dropout here: leave out --dropout {dropout:g}, or train a Llama")
-    return GPT2(config, *size, *numbers)
+    arguments = (backend, batch_size, sequence_length, recompute, precision, stochastic_rounding, seed, dropout)
+    return Llama(config, *arguments) if isinstance(config, LlamaConfig) else GPT2(config, *arguments)
 
 
 def new_decoder(
@@ -58,4 +52,4 @@ def plan_training(
     """All that training takes over B sequences of T tokens."""
     if isinstance(config, LlamaConfig):
         return Llama.plan_training(config, B, T, recompute, precision, backend)
-    return gpt2.plan_training(config, B, T, recompute, precision, backend)
+    return GPT2.plan_training(config, B, T, recompute, precision, backend)

@@ -109,9 +109,8 @@ def test_ten_steps_of_adamw_agree_with_transformers(torch, pair, batch):
 
 
 @pytest.mark.parametrize("recompute", [1, 2])
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_recomputing_changes_no_bit(backend, batch, recompute, dropout):
-    kept, again = make(backend, dropout=dropout), make(backend, recompute=recompute, dropout=dropout)
+def test_recomputing_changes_no_bit(backend, batch, recompute):
+    kept, again = make(backend), make(backend, recompute=recompute)
     assert again.memory.bytes < kept.memory.bytes
     assert again.loss_and_gradients(*batch) == kept.loss_and_gradients(*batch)
     np.testing.assert_array_equal(again.gradients.flat, kept.gradients.flat)
@@ -164,22 +163,6 @@ def test_bfloat16_is_near_float32(batch):
     whole = exact.logits(batch[0]).astype(float)
     assert relative_error(decoder.prefill(batch[0][:, :20]), whole[:, 19]) < 0.03
     assert relative_error(decoder.decode(batch[0][:, 20], 20), whole[:, 20]) < 0.03
-
-
-def test_gradients_with_dropout_agree_with_differences(backend, batch):
-    """Along the gradient itself, so that the difference is well above float32's rounding."""
-    model = make(backend, dropout=0.3)
-    key = 2**63 + 11
-    loss = model.loss_and_gradients(*batch, dropout_key=key)
-    gradient = model.gradients.flat.copy()
-    assert loss != model.loss(*batch), "evaluation drops nothing"
-    assert loss != model.loss_and_gradients(*batch, dropout_key=key + 1)
-    direction, step = gradient / np.linalg.norm(gradient), np.float32(1e-2)
-    model.parameters.flat += step * direction
-    above = model.loss_and_gradients(*batch, dropout_key=key)
-    model.parameters.flat -= 2 * step * direction
-    below = model.loss_and_gradients(*batch, dropout_key=key)
-    assert (above - below) / (2 * step) == pytest.approx(np.linalg.norm(gradient), rel=2e-3)
 
 
 @pytest.mark.parametrize("config", [BASE, VARIANTS["biases"], VARIANTS["own head"]])
