@@ -98,7 +98,8 @@ def dequantize(kind: BlockType, data: np.ndarray) -> np.ndarray:
     """data uint8 [..., bytes of a row], whole blocks -> float32 [..., numbers of a row]"""
     blocks = data.reshape(-1, kind.bytes)
     numbers = data.shape[-1] // kind.bytes * kind.numbers
-    return kind.to_float32(blocks).reshape(*data.shape[:-1], numbers)
+    with np.errstate(all="ignore"):  # a damaged scale may be infinite; `llmpy info` counts what comes of it
+        return kind.to_float32(blocks).reshape(*data.shape[:-1], numbers)
 
 
 def dequantize_into(out: np.ndarray, kind: BlockType, data: np.ndarray) -> None:

@@ -49,7 +49,8 @@ class Q8Tensor(NamedTuple):
     def dequantize(self) -> np.ndarray:
         """float32 [..., n]"""
         groups = self.values.reshape(*self.scales.shape, -1).astype(np.float32)
-        groups *= self.scales[..., None]
+        with np.errstate(all="ignore"):  # a damaged scale may be infinite; `llmpy info` counts what comes of it
+            groups *= self.scales[..., None]
         return groups.reshape(self.values.shape)
 
 

@@ -57,7 +57,8 @@ class Part:
 
     def fill(self, parameters: Parameters, config: ModelConfig, array: np.ndarray, interleaved: bool) -> None:
         """Puts what a file holds, in the order that `interleaved` says, into its place."""
-        self.of(parameters)[...] = self._in_order(array, interleaved, in_memory_interleaved(config))
+        with np.errstate(over="ignore", invalid="ignore"):  # float64 that float32 cannot hold becomes infinite
+            self.of(parameters)[...] = self._in_order(array, interleaved, in_memory_interleaved(config))
 
     def _in_order(self, rows: np.ndarray, is_interleaved: bool, interleaved: bool) -> np.ndarray:
         return reorder(rows, self.heads, interleaved) if self.heads and is_interleaved != interleaved else rows

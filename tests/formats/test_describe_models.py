@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from llmpy.formats import huggingface, llama2c
 from llmpy.formats.describe import describe
 from llmpy.formats.parts import parts
 from tests.formats.conftest import LLAMA, llama_parameters
+from tests.formats.damage import damaged, read_or_refuse
 from tests.formats.test_describe import assert_has
 from tests.formats.test_meta_llama import write_checkpoint, write_folder
 from tests.formats.test_pytorch_files import save, tensor
@@ -66,3 +68,40 @@ def test_a_folder_of_meta(tmp_path):
     found = describe(tmp_path)
     assert (found.kind, found.problems, len(found.tensors)) == ("Llama of Meta", [], len(list(parts(LLAMA))))
     assert_has(found.facts, files=2, **(SIZES | {"context": 2048}))
+
+
+def test_infinite_scales_are_counted_and_no_warning(tmp_path):
+    llama2c.write_model(tmp_path / "m.bin", LLAMA, llama_parameters(), 2)
+    file = llama2c.Llama2cFile(tmp_path / "m.bin")
+    part = next(part for part in parts(LLAMA) if part.tensor == "wte")
+    data = bytearray((tmp_path / "m.bin").read_bytes())
+    at = data.index(file.stored(part).scales.tobytes())
+    data[at : at + 4] = np.float32(np.inf).tobytes()
+    (tmp_path / "m.bin").write_bytes(data)
+    [problem] = describe(tmp_path / "m.bin").problems
+    assert problem.endswith("of the 1332 numbers of model.embed_tokens.weight are infinite or not a number")
+
+
+@pytest.mark.parametrize("name", ["v0.bin", "v2.bin", "ckpt.pt", "m.gguf", "tokenizer.bin"])
+def test_damage_is_described_or_refused_in_one_line(name, tmp_path, shared_data):
+    path = tmp_path / name
+    if name.startswith("v"):
+        llama2c.write_model(path, LLAMA, llama_parameters(), int(name[1]))
+    elif name == "ckpt.pt":
+        write_checkpoint(path, LLAMA, llama_parameters())
+    elif name == "m.gguf":
+        pytest.importorskip("gguf")
+        from tests.formats.gguf_files import QUANTS, write_llama
+
+        write_llama(path, LLAMA, llama_parameters(), QUANTS.F16)
+    else:
+        path.write_bytes((shared_data / "llama2c" / "tok512.bin").read_bytes())
+    good = path.read_bytes()
+
+    @settings(max_examples=60)
+    @given(damaged(good, 2000))
+    def check(data):
+        found = read_or_refuse(describe, path, data)
+        assert found is None or not any("\n" in problem for problem in found.problems)
+
+    check()
