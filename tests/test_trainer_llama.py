@@ -1,7 +1,6 @@
 """Training a Llama: what is different from a GPT-2. The rest is in test_trainer.py."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from llmpy import Engine, Trainer, UserError, formats
 from llmpy.assembly import is_descriptor
 from llmpy.config import LlamaConfig
-from llmpy.formats import LoadedModel
+from llmpy.formats import llama2c
 from llmpy.models.llama import Llama
 from llmpy.monitor import flops_per_token
 from tests.kernels.numerics import relative_error
@@ -33,7 +32,7 @@ def llama(data, **changes):
 
 @pytest.mark.parametrize("device", ["reference", "cpu"])
 def test_a_run_by_a_descriptor_learns_and_generates(data, out, device):
-    trainer = trained(llama(data, steps=30, device=device), out)
+    trainer = trained(llama(data, steps=30, device=device, precision="float32"), out)
     assert trainer.model.config == LlamaConfig(
         VOCABULARY, 512, layers=5, heads=8, kv_heads=4, channels=64, hidden=172, rope_interleaved=False
     )
@@ -46,8 +45,9 @@ def test_a_run_by_a_descriptor_learns_and_generates(data, out, device):
     assert text
 
 
-def test_a_run_with_dropout_goes_on_to_the_bit(data, tmp_path):
-    config = llama(data, dropout=0.2, total_batch_tokens=48)
+@pytest.mark.parametrize(("device", "precision"), [("reference", "float32"), ("cpu", "bfloat16")])
+def test_a_run_with_dropout_goes_on_to_the_bit(data, tmp_path, device, precision):
+    config = llama(data, dropout=0.2, total_batch_tokens=48, device=device, precision=precision)
     whole = trained(config, tmp_path / "whole")
     trained(config, tmp_path / "parts", stop_after=6)
     again = Trainer.resume(tmp_path / "parts", quiet=True)
@@ -66,13 +66,12 @@ def test_transformers_opens_a_checkpoint_as_it_is(data, out):
     assert relative_error(trainer.model.logits(x), expected) < 1e-5
 
 
-def test_a_model_in_the_other_order_of_rotation_is_taken_over(data, monkeypatch):
+def test_a_model_in_the_other_order_of_rotation_is_taken_over(data, tmp_path):
     """As llama2.c's files have it, where neighbours are rotated together."""
     config = LlamaConfig(VOCABULARY, 16, layers=2, heads=4, kv_heads=2, channels=32)
     initial = Llama(config, "reference", 2, 12).initialize()
-    loaded = LoadedModel(config, initial.parameters, "model", Path("there.bin"), None)
-    monkeypatch.setattr(formats, "load", lambda _: loaded)
-    trainer = Trainer(llama(data, model="there.bin"), quiet=True)
+    llama2c.write_model(tmp_path / "model.bin", config, initial.parameters)
+    trainer = Trainer(llama(data, model=str(tmp_path / "model.bin")), quiet=True)
     assert trainer.model.config == replace(config, rope_interleaved=False)
     x, y = trainer.train_data.next_batch()
     assert trainer.model.loss(x, y) == pytest.approx(initial.loss(x, y), rel=1e-6)

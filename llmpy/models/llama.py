@@ -45,7 +45,8 @@ class _Kept(NamedTuple):
 class Llama(Transformer[LlamaConfig]):
     """A Llama with its parameters and, where B and T are given, all that training it takes; see Transformer.
 
-    `recompute` 1 makes gate and up again in the backward pass: half of the activations, for a seventh of a step.
+    `recompute` 1 makes gate and up again in the backward pass: about half of the activations, for a seventh more
+    arithmetic.
     """
 
     @staticmethod

@@ -6,7 +6,6 @@ they do nothing.
 
 from __future__ import annotations
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -15,10 +14,9 @@ from llmpy.kernels.cpu.emit import (
     I16,
     I32,
     I64,
-    VOID,
     call,
-    declare,
     load,
+    prefetch_line,
     rounded,
     store,
     upper_halves,
@@ -149,15 +147,12 @@ def prefetch(typingctx, address, size):
     """Asks for so many bytes from an address on, into the second cache."""
 
     def body(build, args):
-        pointer = ir.PointerType(ir.IntType(8))
-        fetch = declare(build, "llvm.prefetch.p0", ir.FunctionType(VOID, [pointer, I32, I32, I32]))
         entry, loop, end = build.block, build.append_basic_block("line"), build.append_basic_block("end")
         build.cbranch(build.icmp_signed(">", args[1], I64(0)), loop, end)
         build.position_at_end(loop)
         at = build.phi(I64)
         at.add_incoming(I64(0), entry)
-        line = build.inttoptr(build.add(args[0], at), pointer)
-        build.call(fetch, [line, I32(0), I32(2), I32(1)])  # to read; kept in the second cache; data
+        prefetch_line(build, build.add(args[0], at))
         following = build.add(at, I64(64))
         at.add_incoming(following, loop)
         build.cbranch(build.icmp_signed("<", following, args[1]), loop, end)
