@@ -84,7 +84,7 @@ def test_the_bin_and_the_model_are_the_same_and_llama2cs_file_comes_back_byte_fo
 
 
 def test_known_tokens(shared_data):
-    """From the run of llama2.c's tests: test_all.py and test.c hold "I believe the meaning of life is" and others."""
+    """A prompt and its tokens from llama2.c's test.c."""
     tokenizer = Tokenizer.load(shared_data / "llama2c" / "tokenizer.bin")
     assert tokenizer.encode("I believe the meaning of life is").tolist() == [306, 4658, 278, 6593, 310, 2834, 338]
     assert (tokenizer.bos, tokenizer.end_of_text, tokenizer.stop_ids) == (1, 1, (1, 2))

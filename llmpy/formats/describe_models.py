@@ -193,7 +193,8 @@ def _tokenizer_of(path: Path, config: ModelConfig, description: Description) -> 
 
 def _look_at(tensors: Iterator[NamedTensor], size: int, description: Description) -> None:
     """Every number once: the table of tensors, and a problem for each tensor with numbers that are not finite."""
-    with bar("reading", size, "B") as progress:
+    # A NaN of the signalling kind would warn at every step, where it is counted.
+    with bar("reading", size, "B") as progress, np.errstate(all="ignore"):
         for name, dtype, tensor in tensors:
             count, total, squares, bad = tensor.size, 0.0, 0.0, 0
             flat = tensor.reshape(-1)
