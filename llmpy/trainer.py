@@ -171,6 +171,8 @@ class Trainer:
         lr = self._learning_rate()
         if not skipped:
             self.optimizer.update(self.step + 1, lr, clip_scale(norm, config.clip))
+        else:
+            model.pack_weights(self.step + 1)  # as a run resumed after this step will round them
         seconds = time.perf_counter() - start
         self._record(loss, loss_z, norm, norm_z, lr, skipped, seconds)
         self.train_loss, self.evaluated = loss, False

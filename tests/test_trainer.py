@@ -195,6 +195,46 @@ def test_the_compiled_backend_resumes_to_the_bit_at_any_number_of_threads(data, 
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
 
 
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_run_in_bfloat16_resumes_to_the_bit(data, tmp_path, stochastic):
+    narrow = {"precision": "bf16", "stochastic_rounding": stochastic}
+    config = tiny(data, device="cpu", channels=24, sample_every=4, sample_tokens=3, **narrow)
+    whole = trained(config, tmp_path / "whole")
+    assert whole.config.precision == "bfloat16"
+    trained(config, tmp_path / "parts", stop_after=5)
+    resumed = Trainer.resume(tmp_path / "parts", {"precision": "bfloat16"}, quiet=True)
+    resumed.train()
+    for name in ("main.log", "config.toml", "step_00000010/model.safetensors",
+                 "step_00000010/optimizer_rank0.safetensors"):  # fmt: skip
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    assert events(tmp_path / "whole", "sample") == events(tmp_path / "parts", "sample")
+    assert resumed.model.arrays["weights"].tobytes() == whole.model.arrays["weights"].tobytes()
+    if stochastic:
+        nearest = trained(tiny(data, device="cpu", channels=24, precision="bf16"))
+        assert (nearest.model.parameters.flat != whole.model.parameters.flat).any()
+
+
+def test_a_run_that_goes_on_after_a_skipped_step_rounds_as_one_resumed_there(data, tmp_path):
+    config = tiny(data, device="cpu", precision="bf16", stochastic_rounding=True, skip_loss_z=5)
+    trainer = Trainer(config, tmp_path / "run", quiet=True, stop_after=3)
+    trainer.train()
+    trainer.stop_after, trainer.loss_outliers.update = 4, lambda loss: 100.0
+    trainer.train()
+    assert events(tmp_path / "run")[-1]["skipped"]
+    resumed = Trainer.resume(tmp_path / "run", quiet=True)
+    assert resumed.step == 4
+    assert resumed.model.arrays["weights"].tobytes() == trainer.model.arrays["weights"].tobytes()
+
+
+@pytest.mark.parametrize("changes", [{"precision": "float32"}, {"stochastic_rounding": True}])
+def test_a_run_keeps_its_precision(data, out, changes):
+    trained(tiny(data, device="cpu", precision="bf16"), out, stop_after=2)
+    with pytest.raises(UserError, match=f"{next(iter(changes)).replace('_', '-')} .* would make it another"):
+        Trainer.resume(out, changes, quiet=True)
+    assert Trainer.resume(out, {"precision": "auto"}, quiet=True).config.precision == "bfloat16"
+
+
 def test_outliers_are_judged_by_the_same_window_after_a_resume(data, tmp_path):
     config = tiny(data, steps=140, eval_every=0, checkpoint_every=0)
     trained(config, tmp_path / "whole")
