@@ -109,7 +109,9 @@ class TrainConfig:
         "optimizer", 0.0, "skip a step whose loss is so many deviations above the last 128; 0: none", "-sl", low=0
     )
     skip_norm_z: float = _setting("optimizer", 0.0, "the same for the gradient's norm; 0: none", "-sg", low=0)
-    dropout: float = _setting("optimizer", 0.0, "share of the numbers that a training step leaves out", low=0, high=0.99)
+    dropout: float = _setting(
+        "optimizer", 0.0, "share of the numbers that a training step leaves out", low=0, high=0.99
+    )
     overfit: bool = _setting("optimizer", False, "train on the first batch again and again, to see it learned", "-a")
     seed: int = _setting("optimizer", 42, "of the initial values and the order of the data", low=0, high=2**32 - 1)
 
