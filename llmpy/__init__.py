@@ -19,6 +19,8 @@ _PUBLIC = {
     "load": "llmpy.formats",
     "GPT2": "llmpy.models.gpt2",
     "GPT2Config": "llmpy.config",
+    "Llama": "llmpy.models.llama",
+    "LlamaConfig": "llmpy.config",
     "TrainConfig": "llmpy.run_config",
     "Trainer": "llmpy.trainer",
     "Engine": "llmpy.engine",

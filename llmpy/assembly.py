@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from llmpy import formats, kernels, memory
-from llmpy.config import GPT2_VOCAB_SIZE, GPT2Config
+from llmpy.config import GPT2_VOCAB_SIZE, GPT2Config, LlamaConfig, ModelConfig, from_descriptor
 from llmpy.data.corpora import NAMES
 from llmpy.data.loader import DataLoader
 from llmpy.data.prepared import DEFAULT_TOKENIZER, check_seals, prepare
@@ -20,9 +20,12 @@ from llmpy.data.shards import dtype_for, is_shard, shard_files, shard_info
 from llmpy.errors import UserError
 from llmpy.formats import LoadedModel, huggingface
 from llmpy.formats.hub import TOKENIZER
-from llmpy.models.gpt2 import GPT2, plan_parameters, plan_training
+from llmpy.formats.parts import in_memory_interleaved, parts
+from llmpy.models import Model, new_model, plan_training
+from llmpy.models.transformer import plan_parameters
 from llmpy.precision import resolve
 from llmpy.run_config import TrainConfig
+from llmpy.tokenizer_training import is_trained
 from llmpy.tokenizers import Tokenizer
 
 DEFAULT_LAYERS, DEFAULT_CHANNELS = 3, 128
@@ -49,7 +52,7 @@ class Assembly:
     """`config` has every setting filled in; `val` is None where there is nothing to validate on."""
 
     config: TrainConfig
-    model: GPT2
+    model: Model
     train: DataLoader
     val: DataLoader | None
     tokenizer: Tokenizer | None
@@ -65,7 +68,7 @@ def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
     initial = None
     if config.model is not None and checkpoint is None:
         if is_descriptor(config.model):
-            GPT2Config.from_descriptor(config.model)  # a misspelt one is said before the data is read
+            from_descriptor(config.model)  # a misspelt one is said before the data is read
         else:
             initial = formats.load(config.model)
     data = open_data(config, initial)
@@ -79,17 +82,20 @@ def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
     config = replace(config, precision=resolve(config.precision, config.backend))
     check_memory(shape, config)
     kernels.start(config.backend, config.threads, config.precision)
-    rounding, seed = config.stochastic_rounding, config.seed
-    model = GPT2(shape, config.backend, B, T, config.recompute, config.precision, rounding, seed)
+    model = new_model(
+        shape, config.backend, B, T, config.recompute, config.precision, config.stochastic_rounding, config.seed,
+        config.dropout,
+    )  # fmt: skip
     if initial is None and checkpoint is None:
         model.initialize(config.seed)
     elif initial is not None:
-        model.parameters.flat[:] = initial.parameters.flat
+        for part in parts(shape):
+            part.fill(model.parameters, shape, part.of(initial.parameters), in_memory_interleaved(initial.config))
         model.pack_weights()
     return Assembly(_filled_in(config, shape, train, data), model, train, val, data.tokenizer, data.fingerprint)
 
 
-def _filled_in(config: TrainConfig, shape: GPT2Config, train: DataLoader, data: TokenData) -> TrainConfig:
+def _filled_in(config: TrainConfig, shape: ModelConfig, train: DataLoader, data: TokenData) -> TrainConfig:
     """The config with everything chosen that was left open."""
     steps = config.steps if config.steps != -1 else train.batches_per_epoch // config.micro_steps
     if steps < 1:
@@ -117,8 +123,8 @@ def default_learning_rate(channels: int) -> float:
 
 
 def is_descriptor(model: str) -> bool:
-    """Is it the name of a shape (d12, gpt3:c768), not of a model?"""
-    return re.fullmatch(r"(gpt2:)?d\d+|gpt3:c\d+", model) is not None
+    """Is it the name of a shape (d12, gpt3:c768, llama:15M), not of a model?"""
+    return re.fullmatch(r"(gpt2:)?d\d+|gpt3:c\d+|llama:[\w.]*", model) is not None
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -166,7 +172,7 @@ def _shards(source: str, split: str) -> list[Path] | None:
 
 def _of_shards(config: TrainConfig, train: list[Path], initial: LoadedModel | None) -> TokenData:
     spec = config.tokenizer
-    if spec is not None and spec.startswith("bpe:"):
+    if spec is not None and is_trained(spec):
         raise UserError(f"--tokenizer {spec}: {config.data} holds tokens already, and none can be trained on them")
     if spec is None and (beside := train[0].parent / TOKENIZER).exists():
         spec = str(beside)
@@ -222,7 +228,7 @@ def validation_loader(files: Sequence[Path], B: int, T: int, vocab_size: int) ->
 # ---- the model -----------------------------------------------------------------------------------------------------
 
 
-def _shape(config: TrainConfig, data: TokenData, initial: LoadedModel | None) -> GPT2Config:
+def _shape(config: TrainConfig, data: TokenData, initial: LoadedModel | None) -> ModelConfig:
     V = data.vocab_size
     if initial is not None:
         if V > initial.config.vocab_size:
@@ -230,16 +236,21 @@ def _shape(config: TrainConfig, data: TokenData, initial: LoadedModel | None) ->
                 f"the tokenizer {config.tokenizer or data.tokenizer_spec} has {V} tokens, and {config.model} knows "
                 f"{initial.config.vocab_size}: give the --tokenizer that the model was made with"
             )
-        return initial.config
+        return _as_in_checkpoints(initial.config)
     if config.model is not None:
-        return GPT2Config.from_descriptor(config.model, V)
+        return _as_in_checkpoints(from_descriptor(config.model, V))
     channels = config.channels or DEFAULT_CHANNELS
     head_size = next(size for size in HEAD_SIZES if channels % size == 0)
     heads = config.heads or channels // head_size
     return GPT2Config(V, config.sequence_length, config.layers or DEFAULT_LAYERS, heads, channels)
 
 
-def check_memory(shape: GPT2Config, config: TrainConfig) -> None:
+def _as_in_checkpoints(shape: ModelConfig) -> ModelConfig:
+    """A model in training keeps the channels that positions rotate in the order of its checkpoints, Hugging Face's."""
+    return replace(shape, rope_interleaved=False) if isinstance(shape, LlamaConfig) else shape
+
+
+def check_memory(shape: ModelConfig, config: TrainConfig) -> None:
     """Raises UserError, before any is taken, where a run needs more memory than there is; says what would fit."""
     available = memory.available_memory()
     if available is None:

@@ -24,7 +24,7 @@ from llmpy.formats.detect import DONE, newest_step
 from llmpy.formats.hub import TOKENIZER
 from llmpy.formats.safetensors import SafetensorsFile, TensorToWrite, write
 from llmpy.formats.seals import STATE
-from llmpy.models.gpt2 import GPT2
+from llmpy.models import Model
 from llmpy.progress import amount
 from llmpy.run_config import HEADER
 
@@ -95,7 +95,7 @@ def reopen_run(folder: Path, config: str) -> None:
         write_text_atomic(folder / CONFIG, config)
 
 
-def check_space(folder: Path, model: GPT2) -> None:
+def check_space(folder: Path, model: Model) -> None:
     """Raises UserError where the folder's disk has no room for one checkpoint of the model."""
     needed = 3 * model.parameters.flat.nbytes
     try:
@@ -147,7 +147,7 @@ def step_folder(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}"
 
 
-def save(folder: Path, step: int, model: GPT2, state: dict[str, Any], end_of_text: int | None = None) -> Path:
+def save(folder: Path, step: int, model: Model, state: dict[str, Any], end_of_text: int | None = None) -> Path:
     """Writes a checkpoint of `model` after `step` steps; `state` is what `verify` gives back. Returns its folder.
 
     Whole or not at all: raises UserError, with nothing left of it, where the disk is full or the folder read-only.
@@ -174,7 +174,7 @@ def save(folder: Path, step: int, model: GPT2, state: dict[str, Any], end_of_tex
     return target
 
 
-def load(checkpoint: Path, model: GPT2) -> None:
+def load(checkpoint: Path, model: Model) -> None:
     """Parameters and AdamW's moments of a checkpoint into `model`. Raises UserError where they are of another shape."""
     config = huggingface.read_config(checkpoint)
     if config != model.config:

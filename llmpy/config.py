@@ -1,9 +1,11 @@
-"""The shape of a model: sizes, and the short descriptors that name the well-known ones ("d12", "gpt3:c768")."""
+"""The shape of a model: sizes, and the short descriptors that name the well-known ones ("d12", "gpt3:c768",
+"llama:15M")."""
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmpy.errors import UserError
 
@@ -31,7 +33,25 @@ GPT3_CHANNELS = {
     12288: (96, 128),
 }
 _DEPTHS, _CHANNELS = (",".join(map(str, sizes)) for sizes in (GPT2_DEPTHS, GPT3_CHANNELS))
-DESCRIPTORS_HELP = f"d{{{_DEPTHS}}} (GPT-2 by depth) or gpt3:c{{{_CHANNELS}}} (GPT-3 by channels)"
+GPT2_HELP = f"d{{{_DEPTHS}}} (GPT-2 by depth), gpt3:c{{{_CHANNELS}}} (GPT-3 by channels)"
+LLAMA_MULTIPLE = 32  # llama2.c rounds the width of the MLP up to a multiple of this
+
+
+def _check_whole_numbers(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{name} must be a whole number of 1 or more, not {value!r}")
+
+
+def _check_shared_evenly(channels: int, heads: int) -> None:
+    if channels % heads:
+        fits = [n for n in range(1, channels + 1) if channels % n == 0]
+        nearest = sorted(sorted(fits, key=lambda n: abs(n - heads))[:3])
+        raise UserError(
+            f"{channels} channels cannot be shared by {heads} heads: use {', '.join(map(str, nearest))} heads"
+            f" or a multiple of {heads} channels"
+        )
 
 
 @dataclass(frozen=True)
@@ -45,18 +65,8 @@ class GPT2Config:
     channels: int = 768
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context", "layers", "heads", "channels"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{name} must be a whole number of 1 or more, not {value!r}")
-        if self.channels % self.heads:
-            fits = [n for n in range(1, self.channels + 1) if self.channels % n == 0]
-            nearest = sorted(sorted(fits, key=lambda n: abs(n - self.heads))[:3])
-            raise UserError(
-                f"{self.channels} channels cannot be shared by {self.heads} heads:"
-                f" use {', '.join(map(str, nearest))} heads"
-                f" or a multiple of {self.heads} channels"
-            )
+        _check_whole_numbers(self, "vocab_size", "context", "layers", "heads", "channels")
+        _check_shared_evenly(self.channels, self.heads)
 
     @property
     def head_size(self) -> int:
@@ -82,4 +92,128 @@ class GPT2Config:
             if channels in GPT3_CHANNELS:
                 layers, head_size = GPT3_CHANNELS[channels]
                 return cls(vocab_size, context or 2048, layers, channels // head_size, channels)
-        raise UserError(f"no model is named {descriptor!r}: use {DESCRIPTORS_HELP}, or --layers --heads --channels")
+        raise _no_such_model(descriptor, GPT2_HELP)
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How Llama 3.1 stretches the rotations to a longer context: frequencies whose wavelength (in positions) is above
+    original_context / low_freq_factor are divided by `factor`, those below original_context / high_freq_factor stay,
+    and between the two is a blend (Llama 3 herd of models, 2024; the code of `llama-models` says the numbers)."""
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+    def __post_init__(self) -> None:
+        _check_whole_numbers(self, "original_context")
+        _check_positive(self, "factor", "low_freq_factor", "high_freq_factor")
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise UserError(
+                f"high_freq_factor must be above low_freq_factor, not {self.high_freq_factor} and"
+                f" {self.low_freq_factor}"
+            )
+
+
+def _check_positive(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not (0 < value < math.inf):
+            raise UserError(f"{name} must be a number above 0, not {value!r}")
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of a model of the Llama family (Llama 2 and 3, TinyLlama, SmolLM, Qwen 2): RMSNorm, rotated positions,
+    SwiGLU, and `kv_heads` heads of keys and values that groups of query heads share.
+
+    `kv_heads`, `hidden` and `head_size` left at 0 follow from the others: as many as `heads`; llama2.c's rule;
+    `channels // heads`. They are never 0 in a config that exists.
+    """
+
+    vocab_size: int = 32000
+    context: int = 1024
+    layers: int = 12
+    heads: int = 12
+    kv_heads: int = 0
+    channels: int = 768
+    hidden: int = 0  # the width of the gate and of the up projection
+    head_size: int = 0
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    rope_interleaved: bool = (
+        True  # rotated pairs: (0, 1), (2, 3) as Meta and llama2.c; False: (i, i + hs/2) as Hugging Face
+    )
+    tied: bool = True  # the head is the embedding
+    qkv_bias: bool = False  # Qwen 2 has one
+    norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_whole_numbers(self, "vocab_size", "context", "layers", "heads", "channels")
+        if self.head_size == 0:
+            _check_shared_evenly(self.channels, self.heads)
+        hidden = -(-int(2 * 4 * self.channels / 3) // LLAMA_MULTIPLE) * LLAMA_MULTIPLE
+        derived = {"kv_heads": self.heads, "hidden": hidden, "head_size": self.channels // self.heads}
+        for name, value in derived.items():
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, value)
+        _check_whole_numbers(self, *derived)
+        _check_positive(self, "rope_theta", "norm_eps")
+        if self.heads % self.kv_heads:
+            fits = [n for n in range(1, self.heads + 1) if self.heads % n == 0]
+            raise UserError(
+                f"{self.heads} heads cannot share {self.kv_heads} heads of keys and values:"
+                f" use {', '.join(map(str, fits))}"
+            )
+        if self.head_size % 2:
+            raise UserError(f"the head size must be even, for positions rotate pairs of channels, not {self.head_size}")
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """The rows of `wte` in memory: Llama's tables have no padding."""
+        return self.vocab_size
+
+    @classmethod
+    def from_descriptor(cls, descriptor: str, vocab_size: int | None = None, context: int | None = None) -> LlamaConfig:
+        """`llama:15M` -> the config. Raises UserError for a name that is none of LLAMA_SIZES."""
+        preset = LLAMA_SIZES.get(descriptor.removeprefix("llama:")) if descriptor.startswith("llama:") else None
+        if preset is None:
+            raise _no_such_model(descriptor, LLAMA_HELP)
+        return replace(preset, vocab_size=vocab_size or preset.vocab_size, context=context or preset.context)
+
+
+# The first four are llama2.c's models of TinyStories; 1B is Llama 3.2's, 1.1B is TinyLlama.
+LLAMA_SIZES = {
+    "260K": LlamaConfig(512, 512, layers=5, heads=8, kv_heads=4, channels=64, hidden=172),
+    "15M": LlamaConfig(32000, 256, layers=6, heads=6, channels=288),
+    "42M": LlamaConfig(32000, 1024, layers=8, heads=8, channels=512),
+    "110M": LlamaConfig(32000, 1024, layers=12, heads=12, channels=768),
+    "1B": replace(
+        LlamaConfig(128256, 131072, layers=16, heads=32, kv_heads=8, channels=2048, hidden=8192),
+        rope_theta=500000.0,
+        rope_scaling=RopeScaling(factor=32.0),
+        rope_interleaved=False,
+    ),
+    "1.1B": replace(
+        LlamaConfig(32000, 2048, layers=22, heads=32, kv_heads=4, channels=2048, hidden=5632),
+        rope_interleaved=False,
+        tied=False,
+    ),
+}
+ModelConfig = GPT2Config | LlamaConfig
+
+LLAMA_HELP = f"llama:{{{','.join(LLAMA_SIZES)}}} (Llama by size)"
+
+
+def from_descriptor(descriptor: str, vocab_size: int | None = None, context: int | None = None) -> ModelConfig:
+    """The config that a descriptor names, of either family. Raises UserError for a name that is none of them."""
+    if descriptor.startswith("llama:"):
+        return LlamaConfig.from_descriptor(descriptor, vocab_size, context)
+    if descriptor.startswith(("d", "gpt2:", "gpt3:")):
+        return GPT2Config.from_descriptor(descriptor, vocab_size or GPT2_VOCAB_SIZE, context)
+    raise _no_such_model(descriptor, f"{GPT2_HELP}, {LLAMA_HELP}")
+
+
+def _no_such_model(descriptor: str, names: str) -> UserError:
+    return UserError(f"no model is named {descriptor!r}: use {names}, or --layers --heads --channels")

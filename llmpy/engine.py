@@ -11,9 +11,9 @@ from typing import Protocol
 import numpy as np
 
 from llmpy import kernels
-from llmpy.config import GPT2Config
+from llmpy.config import ModelConfig
 from llmpy.errors import UserError
-from llmpy.models.gpt2_decode import GPT2Decoder
+from llmpy.models import Decoder, new_decoder
 from llmpy.parameters import Parameters
 from llmpy.rng import Xorshift
 from llmpy.sampling import Sampling, sample
@@ -22,10 +22,10 @@ from llmpy.weights import BFloat16Weights
 
 
 class Model(Protocol):
-    """What the engine needs of a model: `llmpy.load` gives one, a GPT2 in training is one."""
+    """What the engine needs of a model: `llmpy.load` gives one, a model in training is one."""
 
     @property
-    def config(self) -> GPT2Config: ...
+    def config(self) -> ModelConfig: ...
     @property
     def parameters(self) -> Parameters: ...
 
@@ -48,7 +48,7 @@ class Engine:
         if self.weights is None and precision == "bfloat16":
             self.weights = BFloat16Weights.of(kernels.load(backend), model.parameters)
         self.tokenizer: Tokenizer | None = tokenizer or getattr(model, "tokenizer", None)
-        self._decoder: GPT2Decoder | None = None
+        self._decoder: Decoder | None = None
 
     def generate(
         self,
@@ -82,7 +82,8 @@ class Engine:
     def _generate(
         self, prompt: np.ndarray, max_tokens: int, sampling: Sampling, randoms: list[Xorshift], stop_ids: frozenset[int]
     ) -> Iterator[list[int | None]]:
-        decoder, S, T = self._take_decoder(len(randoms)), len(randoms), self.model.config.context
+        decoder, S = self._take_decoder(len(randoms)), len(randoms)
+        T = decoder.config.context  # the model's, or what there is memory for
         V = min(self.model.config.vocab_size, self.tokenizer.vocab_size if self.tokenizer else 2**31)
         context = np.zeros((S, T), np.int32)  # the tokens whose keys and values are in the cache
         position = min(len(prompt), T)
@@ -112,11 +113,11 @@ class Engine:
                 context[:, position - 1] = newest
                 logits = decoder.prefill(context[:, :position])
 
-    def _take_decoder(self, sequences: int) -> GPT2Decoder:
+    def _take_decoder(self, sequences: int) -> Decoder:
         if self._decoder is None or self._decoder.sequences != sequences:
             self._decoder = None  # its memory goes before the next is taken
             model = self.model
-            self._decoder = GPT2Decoder(model.config, model.parameters, self.backend, sequences, self.weights)
+            self._decoder = new_decoder(model.config, model.parameters, self.backend, sequences, self.weights)
         return self._decoder
 
     def stream(
@@ -137,7 +138,7 @@ class Engine:
             raise UserError("the model has no tokenizer beside it: give Engine one (tokenizer=)")
         ids, stop_ids = prompt_ids(self.tokenizer, prompt), stop_ids_of(self.tokenizer, stop)
         steps = self.generate(ids, max_tokens, temperature, top_k, top_p, seed, stop_ids)
-        return _decode(steps, StreamDecoder(self.tokenizer))
+        return _decode(steps, StreamDecoder(self.tokenizer, int(ids[-1])))
 
 
 def _decode(steps: Iterator[list[int | None]], decoder: StreamDecoder) -> Iterator[str]:
@@ -150,6 +151,8 @@ def _decode(steps: Iterator[list[int | None]], decoder: StreamDecoder) -> Iterat
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
     """The tokens of a prompt; of an empty one, the token that stands between texts. UserError where there is none."""
+    if tokenizer.bos is not None:
+        return np.concatenate([np.array([tokenizer.bos], np.uint32), tokenizer.encode(text)])
     if text:
         return tokenizer.encode(text)
     if tokenizer.end_of_text is None:
@@ -159,4 +162,4 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:
 
 def stop_ids_of(tokenizer: Tokenizer, stop: bool = True) -> tuple[int, ...]:
     """The ids at which to stop."""
-    return (tokenizer.end_of_text,) if stop and tokenizer.end_of_text is not None else ()
+    return tokenizer.stop_ids if stop else ()

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from llmpy.checkpoint import MAIN_LOG, METRICS
-from llmpy.config import GPT2Config
+from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.errors import UserError
 from llmpy.files import cannot_write, write_text_atomic
-from llmpy.parameters import gpt2_table, total_size
+from llmpy.parameters import parameter_table, total_size
 from llmpy.progress import duration
 
 WINDOW = 128  # values an outlier is judged by
@@ -57,10 +57,13 @@ class Throughput:
         return self._mean / (1 - self.DECAY**self._count)
 
 
-def flops_per_token(config: GPT2Config, sequence_length: int) -> int:
+def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
     """Floating-point operations to train on one token: 6 for each parameter, and attention's (PaLM, appendix B, halved:
-    it is causal)."""
-    return 6 * total_size(gpt2_table(config)) + 6 * config.layers * config.channels * sequence_length
+    it is causal). An embedding that is not the head's too is looked up, not multiplied with."""
+    parameters = total_size(parameter_table(config))
+    if isinstance(config, LlamaConfig) and not config.tied:
+        parameters -= config.vocab_size * config.channels
+    return 6 * parameters + 6 * config.layers * config.heads * config.head_size * sequence_length
 
 
 # ---- files ---------------------------------------------------------------------------------------------------------

@@ -11,8 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from llmpy.config import GPT2Config
+from llmpy.config import GPT2Config, LlamaConfig, ModelConfig
 from llmpy.rng import MersenneTwister
+
+Init = Literal["normal", "zeros", "ones"]
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,13 @@ class ParameterSpec:
     name: str
     shape: tuple[int, ...]
     decay: bool  # does weight decay apply (2-D weights: yes; biases and norms: no)
-    init: Literal["normal", "zeros", "ones"]
+    init: Init
     std: float = 0.0
     rows: int | None = None  # rows in use where the first axis is padded (wte); the padding stays zero
     per_layer: bool = True
     huggingface: str = ""  # its name there, with {} for the layer
     transposed: bool = False  # Hugging Face stores it (in, out)
+    parts: tuple[tuple[str, int], ...] = ()  # where Hugging Face has it in pieces: (name, rows) of each, from the top
     product: bool = False  # the weight of a linear layer: a run in bfloat16 keeps a copy for its products
 
     @property
@@ -67,6 +70,46 @@ def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
         ParameterSpec("lnfw", (C,), False, "ones", per_layer=False, huggingface="ln_f.weight"),
         ParameterSpec("lnfb", (C,), False, "zeros", per_layer=False, huggingface="ln_f.bias"),
     ]
+
+
+def llama_table(config: LlamaConfig) -> list[ParameterSpec]:
+    """The tensors of a Llama. `qkvw` has the rows of q, k, v one after the other; `gateupw` those of gate, then up."""
+    V, C, L, H, hs = config.vocab_size, config.channels, config.layers, config.hidden, config.head_size
+    q, kv = config.heads * hs, config.kv_heads * hs
+    residual_std = 0.02 / (2 * L) ** 0.5
+
+    def single(name: str, rows: int, huggingface: str) -> ParameterSpec:
+        multiplied = config.tied or name != "wte"
+        return ParameterSpec(
+            name, (rows, C), True, "normal", 0.02, per_layer=False, huggingface=huggingface, product=multiplied
+        )
+
+    def layer(name: str, shape: tuple[int, ...], init: Init, std: float, *parts: tuple[str, int]) -> ParameterSpec:
+        parts = tuple((f"model.layers.{{}}.{part}", rows) for part, rows in parts)
+        foreign = {"parts": parts} if len(parts) > 1 else {"huggingface": parts[0][0]}
+        matrix = len(shape) == 2
+        return ParameterSpec(name, (L, *shape), matrix, init, std, product=matrix, **foreign)
+
+    def qkv(kind: str) -> list[tuple[str, int]]:
+        return [(f"self_attn.{letter}_proj.{kind}", rows) for letter, rows in (("q", q), ("k", kv), ("v", kv))]
+
+    return [
+        single("wte", V, "model.embed_tokens.weight"),
+        layer("ln1w", (C,), "ones", 0.0, ("input_layernorm.weight", C)),
+        layer("qkvw", (q + 2 * kv, C), "normal", 0.02, *qkv("weight")),
+        *([layer("qkvb", (q + 2 * kv,), "zeros", 0.0, *qkv("bias"))] if config.qkv_bias else []),
+        layer("attprojw", (C, q), "normal", residual_std, ("self_attn.o_proj.weight", C)),
+        layer("ln2w", (C,), "ones", 0.0, ("post_attention_layernorm.weight", C)),
+        layer("gateupw", (2 * H, C), "normal", 0.02, ("mlp.gate_proj.weight", H), ("mlp.up_proj.weight", H)),
+        layer("downw", (C, H), "normal", residual_std, ("mlp.down_proj.weight", C)),
+        ParameterSpec("lnfw", (C,), False, "ones", per_layer=False, huggingface="model.norm.weight"),
+        *([] if config.tied else [single("lm_headw", V, "lm_head.weight")]),
+    ]
+
+
+def parameter_table(config: ModelConfig) -> list[ParameterSpec]:
+    """The table of the config's family."""
+    return llama_table(config) if isinstance(config, LlamaConfig) else gpt2_table(config)
 
 
 def total_size(table: list[ParameterSpec]) -> int:

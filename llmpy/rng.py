@@ -107,3 +107,17 @@ class Xorshift:
     def uniform(self) -> float:
         """A float in [0, 1) with 24 bits."""
         return (self.random_uint32() >> 8) / 2**24
+
+
+def hash64(*numbers: int) -> int:
+    """Whole numbers -> 64 bits that look random, others for other numbers (SplitMix64, Steele et al. 2014).
+
+    A random state for every place in a computation, with no generator that would have to be kept in step.
+    """
+    mask, state = 2**64 - 1, 0
+    for number in numbers:
+        state = (state ^ number) + 0x9E3779B97F4A7C15 & mask
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & mask
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & mask
+        state ^= state >> 31
+    return state

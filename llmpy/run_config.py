@@ -67,16 +67,16 @@ class TrainConfig:
     tokenizer: str | None = _setting(
         "data",
         None,
-        "bytes, gpt2, bpe:N (N tokens, trained on the text) or a tokenizer's file (default: that of the model or the "
-        "shards, else bpe:3072)",
+        "bytes, gpt2, bpe:N or sentencepiece:N (N tokens, trained on the text) or a tokenizer's file (default: that of "
+        "the model or the shards, else bpe:3072)",
         metavar="KIND",
     )
 
     model: str | None = _setting(
         "model",
         None,
-        "a shape, d12 or gpt3:c768, or a model to start from: a run folder, a Hugging Face folder or name, an llm.c "
-        ".bin (default: --layers --heads --channels)",
+        "a shape, d12, gpt3:c768 or llama:15M, or a model to start from: a run folder, a Hugging Face folder or name, "
+        "an llm.c .bin (default: --layers --heads --channels)",
         "-e",
         metavar="MODEL",
     )
@@ -109,6 +109,9 @@ class TrainConfig:
         "optimizer", 0.0, "skip a step whose loss is so many deviations above the last 128; 0: none", "-sl", low=0
     )
     skip_norm_z: float = _setting("optimizer", 0.0, "the same for the gradient's norm; 0: none", "-sg", low=0)
+    dropout: float = _setting(
+        "optimizer", 0.0, "share of the numbers that a training step leaves out", low=0, high=0.99
+    )
     overfit: bool = _setting("optimizer", False, "train on the first batch again and again, to see it learned", "-a")
     seed: int = _setting("optimizer", 42, "of the initial values and the order of the data", low=0, high=2**32 - 1)
 

@@ -177,3 +177,12 @@ def parse_llmc(data: bytes, where: str) -> Vocabulary:
     if len(plain) != end_of_text or any(bytes([byte]) not in plain for byte in range(256)):
         raise UserError(f"{where}: a token stands twice or a byte has none: damaged, or no byte-level vocabulary")
     return tokens, end_of_text
+
+
+def valid_text(text: str) -> str:
+    """Text that UTF-8 can hold: halves of surrogate pairs, as a terminal or JSON may give, become U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

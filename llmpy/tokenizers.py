@@ -15,39 +15,60 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from llmpy import sentencepiece_files
 from llmpy import tokenizer_files as files
+from llmpy import tokenizer_training as training
 from llmpy.errors import UserError
-from llmpy.files import cache_dir, write_atomic, write_text_atomic
-from llmpy.tokenizer_files import END_OF_TEXT
+from llmpy.files import cache_dir, write_atomic
+from llmpy.sentencepiece_files import BOS, EOS, Pieces
+from llmpy.tokenizer_files import END_OF_TEXT, valid_text
 
-SPECS = "bytes, gpt2, bpe:N (N tokens, trained on the text) or a file (tokenizer.json, gpt2_tokenizer.bin)"
+SPECS = (
+    "bytes, gpt2, bpe:N or sentencepiece:N (N tokens, trained on the text) or a file (tokenizer.json,"
+    " tokenizer.model, tokenizer.bin of llama2.c, gpt2_tokenizer.bin)"
+)
 # How GPT-2 cuts text before it merges bytes (Radford et al. 2019, encoder.py): contractions, words, numbers, the rest.
 # The possessive ++ and the case of white space at the end, as tiktoken has them, change no match but save backtracking.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 GPT2_VOCAB_SIZE = 50257
 _WORTH_A_THREAD = 1 << 18  # characters
 _GPT2_FINGERPRINT = "90952aff06353cb4"
-_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>")  # of GPT-2 and its descendants, of Llama 3
+_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>")  # of GPT-2 and its descendants, of Llama 3, of Llama 2
+_STOP_NAMES = (*_END_OF_TEXT_NAMES, "<|eot_id|>", "<|im_end|>")  # and the ends of a turn in a chat
 
 
 class Tokenizer(ABC):
     """A vocabulary and the two ways through it.
 
-    `tokens[id]` is the bytes of a token, `end_of_text` the id that separates documents (None if there is none), `name`
-    what `--tokenizer` would take: "bytes", "gpt2", "bpe:1024" or a file's name.
+    `tokens[id]` is the bytes of a token, `end_of_text` the id that separates documents (None if there is none), `bos`
+    the one that a prompt begins with (None: with its text), `stop_ids` those that end what a model writes, `name` what
+    `--tokenizer` would take: "bytes", "gpt2", "bpe:1024" or a file's name.
     """
 
-    def __init__(self, name: str, tokens: list[bytes], end_of_text: int | None) -> None:
-        self.name, self.tokens, self.end_of_text = name, tokens, end_of_text
+    def __init__(
+        self,
+        name: str,
+        tokens: list[bytes],
+        end_of_text: int | None,
+        bos: int | None = None,
+        stop_ids: Iterable[int] = (),
+    ) -> None:
+        self.name, self.tokens, self.end_of_text, self.bos = name, tokens, end_of_text, bos
+        self._stop_ids = tuple(stop_ids)
 
     @property
     def vocab_size(self) -> int:
         return len(self.tokens)
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys([*([] if self.end_of_text is None else [self.end_of_text]), *self._stop_ids]))
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
@@ -75,7 +96,15 @@ class Tokenizer(ABC):
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """ids -> the bytes they stand for, perhaps with a character cut at either end. ValueError for an unknown id."""
-        return b"".join([self.token_bytes(int(i)) for i in ids])
+        pieces, previous = [], None
+        for i in ids:
+            pieces.append(self.bytes_after(previous, int(i)))
+            previous = int(i)
+        return b"".join(pieces)
+
+    def bytes_after(self, previous: int | None, token: int) -> bytes:
+        """What a token stands for behind another one; `previous` is None where a text begins."""
+        return self.token_bytes(token)
 
     def token_bytes(self, token: int) -> bytes:
         if not 0 <= token < len(self.tokens):
@@ -99,16 +128,19 @@ class Tokenizer(ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a tokenizer.json or, if the name ends in .bin, llm.c's format (vocabulary only)."""
-        if str(path).endswith(".bin"):
-            data = files.write_llmc(self.tokens, self.end_of_text)
-            with write_atomic(path) as file:
-                file.write(data)
-        else:
-            write_text_atomic(path, self.to_json())
+        suffix = Path(path).suffix
+        data = self._to_binary(suffix) if suffix in (".bin", ".model") else self.to_json().encode()
+        with write_atomic(path) as file:
+            file.write(data)
+
+    def _to_binary(self, suffix: str) -> bytes:
+        if suffix == ".model":
+            raise UserError(f"the tokenizer {self.name} is no SentencePiece model: save it as tokenizer.json")
+        return files.write_llmc(self.tokens, self.end_of_text)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Tokenizer:
-        """A file that `save`, `tokenizers` or llm.c has written. UserError if it is none of these or damaged."""
+        """A file of `save`, `tokenizers`, SentencePiece, llm.c or llama2.c. UserError if it is none or damaged."""
         path = Path(path)
         try:
             data = path.read_bytes()
@@ -118,8 +150,13 @@ class Tokenizer(ABC):
             return _of_vocabulary(*files.parse_llmc(data, str(path)))
         if data.lstrip()[:1] == b"{":
             return _of_json(data, path)
+        if path.suffix == ".model":
+            return SentencePieceTokenizer(sentencepiece_files.parse_model(data, str(path)))
+        if path.suffix == ".bin":
+            return SentencePieceTokenizer(sentencepiece_files.parse_llama2c(data, str(path)))
         raise UserError(
-            f"{path} is no tokenizer that llm.py knows: give a tokenizer.json or llm.c's gpt2_tokenizer.bin"
+            f"{path} is no tokenizer that llm.py knows: give a tokenizer.json, SentencePiece's .model, llm.c's"
+            " gpt2_tokenizer.bin or llama2.c's tokenizer.bin"
         )
 
     @staticmethod
@@ -129,8 +166,9 @@ class Tokenizer(ABC):
             return ByteTokenizer()
         if spec == "gpt2":
             return gpt2()
-        if spec.startswith("bpe:"):
-            return train_bpe(texts, bpe_size(spec))
+        if training.is_trained(spec):
+            train = train_sentencepiece if spec.startswith("sentencepiece:") else train_bpe
+            return train(texts, training.trained_size(spec))
         if not os.path.exists(spec):
             raise UserError(f"no tokenizer {spec!r}: give {SPECS}")
         return Tokenizer.load(spec)
@@ -143,7 +181,7 @@ class ByteTokenizer(Tokenizer):
         super().__init__("bytes", [bytes([b]) for b in range(256)] + [END_OF_TEXT.encode()], 256)
 
     def encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(_valid(text).encode(), np.uint8).astype(np.uint32)
+        return np.frombuffer(valid_text(text).encode(), np.uint8).astype(np.uint32)
 
 
 class BytePairTokenizer(Tokenizer):
@@ -162,7 +200,7 @@ class BytePairTokenizer(Tokenizer):
         self._encoding = tiktoken.Encoding(name, pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
     def encode(self, text: str) -> np.ndarray:
-        text = _valid(text)
+        text = valid_text(text)
         try:
             return self._encoding.encode_to_numpy(text, disallowed_special=())
         except ValueError:  # the engine of the pattern gives up in white space of half a million characters
@@ -178,7 +216,7 @@ class BytePairTokenizer(Tokenizer):
         if not texts or self.end_of_text is None or any(END_OF_TEXT in text for text in texts):
             return super()._encode_group(texts)
         try:
-            ids = self._encoding.encode_to_numpy(_valid(END_OF_TEXT.join(texts)), allowed_special={END_OF_TEXT})
+            ids = self._encoding.encode_to_numpy(valid_text(END_OF_TEXT.join(texts)), allowed_special={END_OF_TEXT})
         except ValueError:  # too much white space somewhere: `encode` knows what to do
             return super()._encode_group(texts)
         cuts = [-1, *np.flatnonzero(ids == self.end_of_text).tolist(), len(ids)]
@@ -188,7 +226,7 @@ class BytePairTokenizer(Tokenizer):
 class HuggingFaceTokenizer(Tokenizer):
     """A byte-level tokenizer.json that others have made, with a pattern or normalisation of its own."""
 
-    def __init__(self, name: str, source: str) -> None:
+    def __init__(self, name: str, source: str, stop_ids: Iterable[int] = ()) -> None:
         import tokenizers
 
         self._source = source
@@ -200,25 +238,68 @@ class HuggingFaceTokenizer(Tokenizer):
         for piece, i in ids.items():
             decoded = None if piece in added else files.piece_to_bytes(piece)
             tokens[i] = piece.encode() if decoded is None else decoded
-        super().__init__(name, tokens, next((ids[text] for text in _END_OF_TEXT_NAMES if text in ids), None))
+        end_of_text = next((ids[text] for text in _END_OF_TEXT_NAMES if text in ids), None)
+        first = self._tokenizer.encode("").ids  # what the file puts before every text
+        stop_ids = [*stop_ids, *(ids[text] for text in _STOP_NAMES if text in ids)]
+        super().__init__(name, tokens, end_of_text, first[0] if len(first) == 1 else None, stop_ids)
 
     def encode(self, text: str) -> np.ndarray:
-        return np.array(self._tokenizer.encode(_valid(text), add_special_tokens=False).ids, np.uint32)
+        return np.array(self._tokenizer.encode(valid_text(text), add_special_tokens=False).ids, np.uint32)
 
     def to_json(self) -> str:
         return self._source
 
 
-class StreamDecoder:
-    """Tokens in, text out as soon as it is whole: a character that lies in several tokens waits for its last byte."""
+class SentencePieceTokenizer(Tokenizer):
+    """The byte-pair encoding of SentencePiece, as Llama 2 and llama2.c have it; the library does the encoding.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    A text is encoded as if a space stood before it, and the first token of a text is decoded without it. BOS stands
+    between documents, as llama2.c puts it; a model may end what it writes with EOS, too.
+    """
+
+    def __init__(self, pieces: Pieces, stop_ids: Iterable[int] = (BOS, EOS)) -> None:
+        import sentencepiece
+
+        self.pieces = pieces
+        name = f"sentencepiece:{len(pieces.texts)}"
+        super().__init__(name, pieces.tokens(), BOS, BOS, stop_ids)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_files.write_model(pieces))
+        except RuntimeError as error:
+            raise UserError(f"SentencePiece refuses the vocabulary: {' '.join(str(error).split())}") from error
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array(self._processor.encode(valid_text(text)), np.uint32)
+
+    def bytes_after(self, previous: int | None, token: int) -> bytes:
+        at_start = self.pieces.add_dummy_prefix and previous in (None, BOS)
+        return self.token_bytes(token).removeprefix(b" ") if at_start else self.token_bytes(token)
+
+    def to_json(self) -> str:
+        return sentencepiece_files.write_json(self.pieces)
+
+    def _to_binary(self, suffix: str) -> bytes:
+        """llama2.c's tokenizer.bin, or SentencePiece's .model."""
+        return (sentencepiece_files.write_model if suffix == ".model" else sentencepiece_files.write_llama2c)(
+            self.pieces
+        )
+
+
+class StreamDecoder:
+    """Tokens in, text out as soon as it is whole: a character that lies in several tokens waits for its last byte.
+
+    `previous` is the token before the first one that is fed, None where a text begins.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, previous: int | None = None) -> None:
+        self._tokenizer, self._previous = tokenizer, previous
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> str:
         """The text that this token completes, perhaps none."""
-        return self._decoder.decode(self._tokenizer.token_bytes(int(token)))
+        data = self._tokenizer.bytes_after(self._previous, int(token))
+        self._previous = int(token)
+        return self._decoder.decode(data)
 
     def finish(self) -> str:
         """What is left at the end: "" or U+FFFD for a character that never was completed."""
@@ -244,36 +325,19 @@ def gpt2() -> Tokenizer:
     return BytePairTokenizer("gpt2", tokens, encoding.eot_token)
 
 
-def bpe_size(spec: str) -> int:
-    """ "bpe:1024" -> 1024. UserError if it is no number, or too small for the bytes and end-of-text."""
-    number = spec.removeprefix("bpe:")
-    if not number.isascii() or not number.isdigit():
-        raise UserError(f"tokenizer {spec!r}: N in bpe:N is a whole number, like bpe:1024")
-    if not 257 <= int(number) <= 1_000_000:
-        raise UserError(f"tokenizer {spec!r}: N must be from 257 (the bytes and end-of-text) to 1000000")
-    return int(number)
-
-
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-pair encoding trained on the texts: at most `vocab_size` tokens, fewer if the texts have no more to merge.
-
-    The same texts give the same tokens, on any number of threads.
-    """
-    from tokenizers import Tokenizer as Trained
-    from tokenizers import models, pre_tokenizers, trainers
-
-    trained = Trained(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        min_frequency=2,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    trained.train_from_iterator((_valid(text) for text in texts), trainer)
-    ids = trained.get_vocab()
-    tokens = [files.piece_to_bytes(piece) or b"" for piece in sorted(ids, key=ids.__getitem__)]
+    """Byte-pair encoding of bytes, of at most `vocab_size` tokens, trained on the texts."""
+    tokens = training.byte_pair_tokens(texts, vocab_size - 1)
     return BytePairTokenizer(f"bpe:{len(tokens) + 1}", [*tokens, END_OF_TEXT.encode()], len(tokens))
+
+
+def train_sentencepiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """SentencePiece's byte-pair encoding, of `vocab_size` tokens, trained on the texts as llama2.c trains it.
+
+    What it encodes keeps all spaces, as in llama2.c's `run`, where the model that comes out of training drops some.
+    """
+    pieces = training.sentencepiece_pieces(texts, vocab_size)
+    return SentencePieceTokenizer(replace(pieces, remove_extra_whitespaces=False))
 
 
 def _of_vocabulary(tokens: list[bytes], end_of_text: int | None) -> Tokenizer:
@@ -293,18 +357,16 @@ def _of_json(data: bytes, path: Path) -> Tokenizer:
         source = json.loads(data)
         if (vocabulary := files.parse_json(source)) is not None:
             return _of_vocabulary(*vocabulary)
+        if (pieces := sentencepiece_files.parse_json(source, str(path))) is not None:
+            return SentencePieceTokenizer(pieces)
         if "ByteLevel" in json.dumps(source.get("decoder")):
             return HuggingFaceTokenizer(path.name, data.decode())
+    except UserError:
+        raise
     except Exception as error:  # whatever is wrong inside: `tokenizers` raises plain Exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{path} is damaged or no tokenizer.json ({reason})") from error
-    raise UserError(f"{path}: only byte-level tokenizers (as of GPT-2, Llama 3, SmolLM) are read from a tokenizer.json")
-
-
-def _valid(text: str) -> str:
-    """Text that UTF-8 can hold: halves of surrogate pairs, as a terminal or JSON may give, become U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    raise UserError(
+        f"{path}: only byte-level tokenizers (GPT-2, Llama 3, SmolLM) and SentencePiece's (Llama 2) are read from a"
+        " tokenizer.json: is there a tokenizer.model?"
+    )

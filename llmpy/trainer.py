@@ -26,6 +26,7 @@ from llmpy.errors import UserError
 from llmpy.monitor import OutlierDetector, RunLog, Screen, Throughput, cut_logs, flops_per_token, step_line
 from llmpy.optimizer import AdamW, clip_scale, learning_rate
 from llmpy.progress import amount
+from llmpy.rng import hash64
 from llmpy.run_config import TrainConfig, as_settings, flag, from_settings, merged, read_toml, to_toml
 
 SAMPLE_TEMPERATURE = 0.75
@@ -159,7 +160,8 @@ class Trainer:
         loss = 0.0
         for micro in range(config.micro_steps):
             x, y = self._batch = self.train_data.next_batch()
-            loss += model.loss_and_gradients(x, y, config.micro_steps, accumulate=micro > 0) / config.micro_steps
+            key = hash64(config.seed, self.step, micro)
+            loss += model.loss_and_gradients(x, y, config.micro_steps, micro > 0, key) / config.micro_steps
         norm = self.optimizer.gradient_norm()
         self._refuse_nan("loss", loss)
         self._refuse_nan("norm of the gradient", norm)

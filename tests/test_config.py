@@ -3,7 +3,15 @@
 import pytest
 
 from llmpy import UserError
-from llmpy.config import GPT2_DEPTHS, GPT3_CHANNELS, GPT2Config
+from llmpy.config import (
+    GPT2_DEPTHS,
+    GPT3_CHANNELS,
+    LLAMA_SIZES,
+    GPT2Config,
+    LlamaConfig,
+    RopeScaling,
+    from_descriptor,
+)
 
 
 @pytest.mark.parametrize("depth", GPT2_DEPTHS)
@@ -42,3 +50,58 @@ def test_heads_that_do_not_fit_are_refused_with_those_that_do():
 def test_sizes_are_whole_numbers_of_one_or_more(name, value):
     with pytest.raises(UserError, match=f"{name} must be a whole number of 1 or more"):
         GPT2Config(**{name: value})
+
+
+@pytest.mark.parametrize("size", LLAMA_SIZES)
+def test_llama_by_size(size):
+    config = LlamaConfig.from_descriptor(f"llama:{size}")
+    assert config == LLAMA_SIZES[size] == from_descriptor(f"llama:{size}")
+    other = from_descriptor(f"llama:{size}", vocab_size=300, context=64)
+    assert (other.vocab_size, other.context) == (300, 64)
+    assert other.channels == config.channels
+
+
+def test_either_family_by_its_descriptor():
+    assert from_descriptor("d12") == GPT2Config()
+    assert from_descriptor("gpt3:c768", 300, 64) == GPT2Config(300, 64)
+    for name, known in (
+        ("llama:7", r"llama:\{260K,15M,"),
+        ("llama:", r"llama:\{260K,15M,"),
+        ("d13", r"d\{6,12,"),
+        ("15M", r"d\{6,12,.*llama:\{260K,15M,"),
+    ):
+        with pytest.raises(UserError, match=rf"no model is named .*{known}"):
+            from_descriptor(name)
+
+
+def test_what_a_llama_leaves_open_follows():
+    config = LlamaConfig(heads=6, channels=288)
+    assert (config.kv_heads, config.hidden, config.head_size) == (6, 768, 48)
+    assert LlamaConfig(channels=512, heads=8).hidden == 1376
+    assert LlamaConfig(heads=3, channels=64, head_size=16).head_size == 16
+    assert config == LlamaConfig(heads=6, kv_heads=6, channels=288, hidden=768, head_size=48)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"heads": 7}, "768 channels cannot be shared by 7 heads: use 4, 6, 8 heads"),
+        ({"kv_heads": 5}, "12 heads cannot share 5 heads of keys and values: use 1, 2, 3, 4, 6, 12"),
+        ({"channels": 36}, "head size must be even.*not 3"),
+        ({"hidden": -1}, "hidden must be a whole number of 1 or more, not -1"),
+        ({"head_size": 2.0}, "head_size must be a whole number of 1 or more, not 2.0"),
+        ({"layers": 0}, "layers must be a whole number of 1 or more, not 0"),
+        ({"rope_theta": 0}, "rope_theta must be a number above 0, not 0"),
+        ({"norm_eps": float("nan")}, "norm_eps must be a number above 0, not nan"),
+    ],
+)
+def test_a_llama_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        LlamaConfig(**fields)
+
+
+def test_a_scaling_that_cannot_be_is_refused():
+    with pytest.raises(UserError, match="high_freq_factor must be above low_freq_factor"):
+        RopeScaling(high_freq_factor=1.0)
+    with pytest.raises(UserError, match="factor must be a number above 0"):
+        RopeScaling(factor=-8)

@@ -28,7 +28,9 @@ LAYERS = (
         "llmpy.data",
         "llmpy.formats",
         "llmpy.models",
+        "llmpy.sentencepiece_files",
         "llmpy.tokenizer_files",
+        "llmpy.tokenizer_training",
         "llmpy.tokenizers",
     ),
     ("llmpy.optimizer",),
@@ -37,7 +39,10 @@ LAYERS = (
     ("llmpy.kernels",),
     ("llmpy.download", "llmpy.errors", "llmpy.files", "llmpy.memory", "llmpy.progress", "llmpy.rng"),
 )
-HEAVY = ("numba", "llvmlite", "torch", "transformers", "tokenizers", "tiktoken", "huggingface_hub", "matplotlib")
+HEAVY = (
+    *("numba", "llvmlite", "torch", "transformers", "tokenizers", "tiktoken", "sentencepiece", "huggingface_hub"),
+    "matplotlib",
+)
 
 
 def module_name(path: Path) -> str:

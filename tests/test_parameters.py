@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from llmpy.config import GPT2Config
-from llmpy.parameters import Parameters, gpt2_table, initialize, total_size
+from llmpy.config import GPT2Config, LlamaConfig, from_descriptor
+from llmpy.parameters import Parameters, gpt2_table, initialize, llama_table, parameter_table, total_size
 
 TINY = GPT2Config(vocab_size=131, context=9, layers=3, heads=2, channels=16)
 
@@ -23,16 +23,35 @@ def parameters():
         ("d36", 774_090_240),
         ("d48", 1_557_686_400),
         ("gpt3:c768", 125_262_336),
+        ("llama:260K", 260_032),
+        ("llama:15M", 15_191_712),
+        ("llama:110M", 109_529_856),
+        ("llama:1B", 1_235_814_400),
+        ("llama:1.1B", 1_100_048_384),
     ],
 )
 def test_well_known_models_have_their_size(descriptor, parameters):
-    assert total_size(gpt2_table(GPT2Config.from_descriptor(descriptor))) == parameters
+    assert total_size(parameter_table(from_descriptor(descriptor))) == parameters
 
 
 def test_the_table_decays_matrices_and_nothing_else():
     for spec in gpt2_table(TINY):
         assert spec.decay == (len(spec.shape) - spec.per_layer == 2), spec.name
         assert spec.transposed == (spec.name in ("qkvw", "attprojw", "fcw", "fcprojw"))
+
+
+@pytest.mark.parametrize("qkv_bias", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_pieces_of_a_llamas_tensors_are_whole(tied, qkv_bias):
+    config = LlamaConfig(97, 16, layers=2, heads=6, kv_heads=2, channels=24, hidden=40, tied=tied, qkv_bias=qkv_bias)
+    table = {spec.name: spec for spec in llama_table(config)}
+    assert ("lm_headw" in table, "qkvb" in table) == (not tied, qkv_bias)
+    assert table["qkvw"].shape == (2, (6 + 2 * 2) * 4, 24)
+    for spec in table.values():
+        assert bool(spec.parts) != bool(spec.huggingface), spec.name
+        assert spec.decay == (len(spec.shape) - spec.per_layer == 2), spec.name
+        if spec.parts:
+            assert sum(rows for _, rows in spec.parts) == spec.shape[1]
 
 
 def test_views_lie_in_the_buffer_one_after_the_other(parameters):

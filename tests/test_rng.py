@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llmpy.rng import MersenneTwister, Xorshift
+from llmpy.rng import MersenneTwister, Xorshift, hash64
 
 
 def test_the_first_draws_are_those_of_mt19937_as_everybody_seeds_it():
@@ -75,3 +75,10 @@ def test_xorshift_is_llm_cs():
     state, draw = random_u32(state)
     assert random.uniform() == (draw >> 8) / 2**24
     assert Xorshift(0).random_uint32() > 0  # zero would stay zero
+
+
+def test_hashes_are_those_of_splitmix_and_differ():
+    assert hash64(0) == 0xE220A8397B1DCDAF  # the first number of SplitMix64 with seed 0
+    seen = {hash64(*numbers) for numbers in [(), (0, 0), (0,), (1,), (1, 0), (0, 1), (2**64 - 1,), (1, 2, 3)]}
+    assert len(seen) == 8
+    assert all(0 <= value < 2**64 for value in seen)

@@ -20,7 +20,7 @@ from llmpy.bench import ceilings, machine, peers, timing
 from llmpy.config import GPT2Config
 from llmpy.errors import UserError
 from llmpy.memory import MemoryPlan
-from llmpy.models.gpt2 import LOGITS_ROWS
+from llmpy.models.transformer import LOGITS_ROWS
 from llmpy.precision import dtype
 from llmpy.progress import bar
 

@@ -1,4 +1,5 @@
-"""Generate text with a model: a run folder, a checkpoint, a Hugging Face GPT-2 (folder or name) or an llm.c .bin."""
+"""Generate text with a model: a run folder, a checkpoint, a Hugging Face folder or name, a .bin of llm.c or llama2.c,
+a GGUF."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   llmpy run runs/default "The for loop"          continue a text with the model that llmpy train made
   llmpy run gpt2 "Once upon a time" -n 100       GPT-2 from the Hugging Face hub, 100 tokens
+  llmpy run stories15M.bin "Once upon a time"    a Llama of llama2.c, with the tokenizer.bin beside it
   llmpy run gpt2_124M.bin -t 0                   a file of llm.c, from nothing, the likeliest token each time
   llmpy run runs/default --prompt-file in.txt    the prompt from a file; with - from stdin
   llmpy run runs/default -s 7 --num-samples 3    three texts, drawn with the seeds 7, 8 and 9
@@ -30,7 +32,9 @@ The text goes to stdout, prompt included; the speed and the seed that repeats it
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", metavar="MODEL", help="a run or checkpoint folder, Hugging Face folder or name, llm.c .bin"
+        "model",
+        metavar="MODEL",
+        help="a run or checkpoint folder, Hugging Face folder or name, .bin of llm.c or llama2.c, .gguf, ckpt.pt",
     )
     parser.add_argument("prompt", nargs="?", help="the text to continue; - reads stdin; none begins a new text")
     parser.add_argument("-i", "--prompt", dest="prompt_flag", metavar="TEXT", help="the same as a flag")
@@ -88,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     )
     clock = Clock(steps)
     with_utf8_stdout()
-    print_samples(clock, prompt, [StreamDecoder(tokenizer) for _ in range(args.num_samples)])
+    print_samples(clock, prompt, [StreamDecoder(tokenizer, int(ids[-1])) for _ in range(args.num_samples)])
     print(clock.report(len(ids), start) + f"; --seed {seed}", file=sys.stderr)
     return 0
 

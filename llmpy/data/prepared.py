@@ -26,7 +26,8 @@ from llmpy.data.shards import SHARD_TOKENS, ShardWriter
 from llmpy.data.text_files import Piece, Split
 from llmpy.errors import UserError
 from llmpy.files import cache_dir, cannot_write, make_dir, sha256_of, sync_dir, write_text_atomic
-from llmpy.tokenizers import Tokenizer, bpe_size
+from llmpy.tokenizer_training import is_trained, trained_size
+from llmpy.tokenizers import Tokenizer
 
 DEFAULT_SOURCE = "python-docs"
 DEFAULT_TOKENIZER = "bpe:3072"
@@ -83,8 +84,8 @@ def prepare(
     `Tokenizer.from_spec`; the rest as for `open_corpus`. UserError for everything that can be wrong with the text, and
     for a folder that holds something else.
     """
-    fixed = None if tokenizer.startswith("bpe:") else Tokenizer.from_spec(tokenizer)
-    wanted = fixed.fingerprint() if fixed else f"bpe:{bpe_size(tokenizer)}"
+    fixed = None if is_trained(tokenizer) else Tokenizer.from_spec(tokenizer)
+    wanted = fixed.fingerprint() if fixed else f"{tokenizer.partition(':')[0]}:{trained_size(tokenizer)}"
     corpus = open_corpus(source, field, val_fraction)
     key = hashlib.sha256(f"{_FORMAT} {corpus.name} {corpus.fingerprint} {wanted} {shard_tokens}".encode()).hexdigest()[
         :16
@@ -98,7 +99,7 @@ def prepare(
             raise
         shutil.rmtree(folder, ignore_errors=True)  # in the cache what is damaged is ours to make again
         found = None
-    return found or _make_folder(folder, key, corpus, fixed or _trained(corpus, bpe_size(tokenizer)), shard_tokens)
+    return found or _make_folder(folder, key, corpus, fixed or _trained(corpus, wanted), shard_tokens)
 
 
 def _find(folder: Path, key: str) -> PreparedData | None:
@@ -172,8 +173,8 @@ def _seal_of(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _trained(corpus: Corpus, vocab_size: int) -> Tokenizer:
-    """A BPE trained on what is not for validation."""
+def _trained(corpus: Corpus, spec: str) -> Tokenizer:
+    """The tokenizer that `spec` asks for, trained on what is not for validation."""
 
     def texts() -> Iterator[str]:
         left = TRAINING_CHARACTERS
@@ -186,7 +187,7 @@ def _trained(corpus: Corpus, vocab_size: int) -> Tokenizer:
                 return
 
     with progress.bar(f"training a tokenizer on {corpus.title}", min(corpus.size, TRAINING_CHARACTERS), "B") as bar:
-        return Tokenizer.from_spec(f"bpe:{vocab_size}", texts())
+        return Tokenizer.from_spec(spec, texts())
 
 
 def _make(corpus: Corpus, tokenizer: Tokenizer, folder: Path, shard_tokens: int) -> dict[str, Any]:

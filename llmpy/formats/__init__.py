@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from llmpy.config import GPT2_VOCAB_SIZE, GPT2Config
+from llmpy.config import GPT2_VOCAB_SIZE, ModelConfig
 from llmpy.errors import UserError
-from llmpy.formats import detect, hub, huggingface, llmc, seals
+from llmpy.formats import detect, gguf_llama, hub, huggingface, llama2c, llmc, meta_llama, seals
+from llmpy.formats.gguf import GGUFFile
+from llmpy.formats.gguf_tokenizer import has_tokenizer, read_tokenizer
 from llmpy.parameters import Parameters
 from llmpy.tokenizers import Tokenizer
 
@@ -19,11 +22,11 @@ __all__ = ["LoadedModel", "load"]
 class LoadedModel:
     """A model ready to generate: `llmpy.Engine(model)`. `kind` says in words what it was read from."""
 
-    config: GPT2Config
+    config: ModelConfig
     parameters: Parameters
     kind: str
     source: Path
-    tokenizer_source: Path | str | None  # a file beside the model, "gpt2" where only that fits, or None
+    tokenizer_source: Path | str | None  # a file (a GGUF holds its own), "gpt2" where only that fits, or None
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -31,12 +34,13 @@ class LoadedModel:
         if self.tokenizer_source is None:
             return None
         if isinstance(self.tokenizer_source, Path):
-            return Tokenizer.load(self.tokenizer_source)
+            return load_tokenizer(self.tokenizer_source)
         return Tokenizer.from_spec(self.tokenizer_source)
 
 
 def load(source: str | Path) -> LoadedModel:
-    """A run folder (its newest checkpoint), a checkpoint, a Hugging Face folder or name, or an llm.c `.bin`.
+    """A run folder (its newest checkpoint), a checkpoint, a Hugging Face folder or name, a `.bin` of llm.c or llama2.c,
+    a GGUF, a `ckpt.pt` of llama2.c, a folder of Meta's.
 
     Raises UserError, in one line, for everything that is none of these or not whole.
     """
@@ -56,8 +60,15 @@ def load(source: str | Path) -> LoadedModel:
         return _from_folder(path, kind, path)
     if kind == detect.SAFETENSORS and (path.parent / huggingface.CONFIG).exists():
         return _from_folder(path.parent, detect.FOLDER, path)
-    if kind == detect.LLMC_MODEL:
-        config, parameters = llmc.read_model(path)
+    readers: dict[str, Callable[[Path], tuple[ModelConfig, Parameters]]] = {
+        detect.LLMC_MODEL: llmc.read_model,
+        detect.LLAMA2C_MODEL: llama2c.read_model,
+        detect.GGUF: gguf_llama.read_model,
+        detect.TORCH: lambda path: meta_llama.open_checkpoint(path).read(),
+        detect.META_FOLDER: lambda path: meta_llama.open_folder(path).read(),
+    }
+    if kind in readers:
+        config, parameters = readers[kind](path)
         return LoadedModel(config, parameters, kind, path, find_tokenizer(path, config))
     raise UserError(f"{path} is {detect.with_article(kind)}, which holds no model to run: {detect.MODELS_HELP}")
 
@@ -71,15 +82,24 @@ def _from_folder(folder: Path, kind: str, source: Path) -> LoadedModel:
     return LoadedModel(config, parameters, kind, source, find_tokenizer(folder, config))
 
 
-def find_tokenizer(model: Path, config: GPT2Config) -> Path | str | None:
-    """The tokenizer of a model: beside it, in its run folder, or GPT-2's where the vocabulary has that size."""
+def find_tokenizer(model: Path, config: ModelConfig) -> Path | str | None:
+    """The tokenizer of a model: in it, beside it, in its run folder, or GPT-2's where the vocabulary has that size."""
     if model.is_dir():
-        names = [model / hub.TOKENIZER, model.parent / hub.TOKENIZER if model.name.startswith("step_") else None]
-        if found := next((path for path in names if path is not None and path.exists()), None):
+        folders = [model, *([model.parent] if model.name.startswith("step_") else [])]
+        paths = [folder / name for folder in folders for name in (hub.TOKENIZER, hub.SENTENCEPIECE)]
+        if found := next((path for path in paths if path.exists()), None):
             return found
+    elif model.suffix == ".gguf" and has_tokenizer(GGUFFile(model)):
+        return model
     else:
-        for path in (model.with_name(hub.TOKENIZER), model.with_name("gpt2_tokenizer.bin")):
+        names = [hub.TOKENIZER, "gpt2_tokenizer.bin", "tokenizer.bin", f"tok{config.vocab_size}.bin", hub.SENTENCEPIECE]
+        for path in map(model.with_name, names):
             if path.exists() and Tokenizer.load(path).vocab_size == config.vocab_size:
                 return path
     # A vocabulary that was padded to a multiple of 64 or 128, as nanoGPT's, is GPT-2's too.
     return "gpt2" if GPT2_VOCAB_SIZE <= config.vocab_size <= 50304 else None
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer's file, or the tokenizer in a GGUF. UserError where there is none."""
+    return read_tokenizer(GGUFFile(path)) if path.suffix == ".gguf" else Tokenizer.load(path)

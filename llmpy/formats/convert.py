@@ -8,14 +8,16 @@ import shutil
 from pathlib import Path
 
 from llmpy import formats
+from llmpy.config import GPT2Config, LlamaConfig
 from llmpy.data.shards import open_shard, shard_info, write_shard
 from llmpy.errors import UserError
 from llmpy.files import cannot_write, make_dir, sync_dir
-from llmpy.formats import detect, hub, huggingface, llmc
+from llmpy.formats import detect, hub, huggingface, llama2c, llmc
 from llmpy.tokenizers import Tokenizer
 
-TARGETS = ("llmc", "huggingface", "tokenizer", "shard")
-MODEL_DTYPES = ("float32", "bfloat16")
+TARGETS = ("llmc", "llama2c", "huggingface", "tokenizer", "shard")
+MODEL_DTYPES = {"llmc": ("float32", "bfloat16"), "llama2c": ("float32", "q8_0"), "huggingface": ("float32", "bfloat16")}
+_NAMES = {"llmc": "GPT-2 model of llm.c", "llama2c": "Llama of llama2.c", "huggingface": "Hugging Face folder"}
 SHARD_DTYPES = {"uint16": 2**16, "uint32": 2**32}  # and the size of the vocabulary that fits
 
 
@@ -23,37 +25,56 @@ def convert(source: str, target: Path, to: str | None = None, dtype: str | None 
     """Writes `source` to `target` in another format and returns a line that says what was written.
 
     `to` is one of TARGETS, by default what the kind of the source and the suffix of the target ask for; `dtype` that of
-    a model's weights (default float32) or of a shard's tokens. Raises UserError, with nothing written, for what does
-    not go together and, unless `force`, for a target that exists.
+    a model's weights (default float32; q8_0 is version 2 of llama2.c's files) or of a shard's tokens. Raises UserError,
+    with nothing written, for what does not go together and, unless `force`, for a target that exists.
     """
     path = Path(source).expanduser()
     kind = detect.detect(path) if path.exists() else None
+    model = None
     to = to or _target_for(kind, target)
+    if to is None:
+        model = formats.load(source)
+        to = "llama2c" if isinstance(model.config, LlamaConfig) else "llmc"
     _check_target(target, to, force)
     if to == "tokenizer":
         return _convert_tokenizer(source, path, kind, target)
     if to == "shard":
         return _convert_shard(path, kind, target, dtype)
-    if dtype not in (None, *MODEL_DTYPES):
-        raise UserError(f"a model's --dtype is {' or '.join(MODEL_DTYPES)}, not {dtype}")
-    model = formats.load(source)
-    if to == "llmc":
-        llmc.write_model(target, model.config, model.parameters, dtype or "float32")
+    if dtype not in (None, *MODEL_DTYPES[to]):
+        raise UserError(f"a model's --dtype is {' or '.join(MODEL_DTYPES[to])} for a {_NAMES[to]}, not {dtype}")
+    model = model or formats.load(source)
+    _write_model(target, model, to, dtype or "float32")
+    return f"{target}: {model.kind} as {_NAMES[to]}"
+
+
+def _write_model(target: Path, model: formats.LoadedModel, to: str, dtype: str) -> None:
+    """Each format holds its own family; a Hugging Face folder holds either."""
+    config = model.config
+    if to == "huggingface":
+        _write_folder(target, model, dtype)
+    elif to == "llama2c" and isinstance(config, LlamaConfig):
+        llama2c.write_model(target, config, model.parameters, version=2 if dtype == "q8_0" else 0)
+    elif to == "llmc" and isinstance(config, GPT2Config):
+        llmc.write_model(target, config, model.parameters, dtype)
     else:
-        _write_folder(target, model, dtype or "float32")
-    return f"{target}: {model.kind} as {'GPT-2 model of llm.c' if to == 'llmc' else 'Hugging Face folder'}"
+        is_llama = isinstance(config, LlamaConfig)
+        raise UserError(
+            f"{model.source} is a {'Llama' if is_llama else 'GPT-2'}, which {_NAMES[to]} cannot be: give --to"
+            f" {'llama2c' if is_llama else 'llmc'} or huggingface"
+        )
 
 
-def _target_for(kind: str | None, target: Path) -> str:
+def _target_for(kind: str | None, target: Path) -> str | None:
+    """What to write; None where the family of the model decides."""
     if kind == detect.SHARD:
         return "shard"
-    if kind in (detect.LLMC_TOKENIZER, detect.TOKENIZER_JSON):
+    if kind in detect.TOKENIZERS:
         return "tokenizer"
     if target.suffix == ".bin":
-        return "llmc"
+        return None
     if target.suffix == "" or target.is_dir():
         return "huggingface"
-    raise UserError(f"the name {target} does not say what to write: give --to {', '.join(TARGETS[:2])}")
+    raise UserError(f"the name {target} does not say what to write: give --to {', '.join(TARGETS[:3])}")
 
 
 def _check_target(target: Path, to: str, force: bool) -> None:
@@ -67,7 +88,7 @@ def _check_target(target: Path, to: str, force: bool) -> None:
 
 
 def _convert_tokenizer(source: str, path: Path, kind: str | None, target: Path) -> str:
-    if kind in (detect.LLMC_TOKENIZER, detect.TOKENIZER_JSON):
+    if kind in detect.TOKENIZERS:
         tokenizer: Tokenizer | None = Tokenizer.load(path)
     elif kind is None and source in ("gpt2", "bytes"):
         tokenizer = Tokenizer.from_spec(source)
@@ -100,11 +121,16 @@ def _write_folder(target: Path, model: formats.LoadedModel, dtype: str) -> None:
     make_dir(target.parent)
     workshop = make_dir(target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}.partial"))
     try:
-        end_of_text = tokenizer.end_of_text if tokenizer else None
-        huggingface.write_model(workshop, model.config, model.parameters, dtype, end_of_text)
+        ends, bos = (tokenizer.stop_ids, tokenizer.bos) if tokenizer else ((), None)
+        huggingface.write_model(
+            workshop, model.config, model.parameters, dtype, ends, bos, shard_bytes=huggingface.SHARD_BYTES
+        )
         if tokenizer:
             tokenizer.save(workshop / hub.TOKENIZER)
         if target.exists():
+            for name in (huggingface.WEIGHTS, huggingface.INDEX):  # not one's config with the other's weights
+                if not (workshop / name).exists():
+                    (target / name).unlink(missing_ok=True)
             for file in sorted(workshop.iterdir()):
                 os.replace(file, target / file.name)
         else:

@@ -5,40 +5,21 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmpy.config import GPT2Config
 from llmpy.data import shards
 from llmpy.errors import UserError
 from llmpy.files import sha256_of
-from llmpy.formats import detect, find_tokenizer, hub, huggingface, llmc, llmc_debug, seals
-from llmpy.formats.safetensors import SafetensorsFile
-from llmpy.parameters import gpt2_table, total_size
-from llmpy.progress import bar
+from llmpy.formats import describe_models as models
+from llmpy.formats import detect, hub, huggingface, llmc_debug
+from llmpy.formats.describe_models import CHUNK, Description
 from llmpy.run_config import read_toml
 from llmpy.tokenizers import Tokenizer
 
-CHUNK = 4 * 2**20  # numbers looked at in one go
 FIRST_TOKENS = 24  # of a shard or a debug state, shown as text
-
-NamedTensor = tuple[str, str, np.ndarray]  # name, type in the file, the tensor as it lies there
-
-
-@dataclass
-class Description:
-    """`facts` by name, in the order to be shown; `problems` is empty where the thing is sound."""
-
-    path: str
-    kind: str
-    facts: dict[str, Any] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    tensors: list[dict[str, Any]] = field(default_factory=list)
 
 
 def describe(path: Path, tokenizer: Tokenizer | None = None) -> Description:
@@ -54,105 +35,21 @@ def describe(path: Path, tokenizer: Tokenizer | None = None) -> Description:
         description.facts["bytes"] = path.stat().st_size
     describers = {
         detect.RUN: _run,
-        detect.FOLDER: _folder,
+        detect.FOLDER: models.folder,
         detect.DATA_FOLDER: _data_folder,
-        detect.LLMC_MODEL: _llmc_model,
+        detect.LLMC_MODEL: models.llmc_model,
+        detect.LLAMA2C_MODEL: models.llama2c_model,
+        detect.GGUF: models.gguf_file,
+        detect.TORCH: models.torch_file,
+        detect.META_FOLDER: models.meta_folder,
         detect.DEBUG_STATE: _debug_state,
-        detect.LLMC_TOKENIZER: _tokenizer,
-        detect.TOKENIZER_JSON: _tokenizer,
+        **dict.fromkeys(detect.TOKENIZERS, _tokenizer),
         detect.SHARD: _shard,
-        detect.SAFETENSORS: _safetensors,
+        detect.SAFETENSORS: models.safetensors,
         detect.TEXT: _text,
     }
     describers[kind](path, description, tokenizer)
     return description
-
-
-# ---- models --------------------------------------------------------------------------------------------------------
-
-
-def _llmc_model(path: Path, description: Description, _: Tokenizer | None) -> None:
-    header = llmc.read_model_header(path)
-    description.facts |= {"dtype": header.dtype, **_sizes(header.config)}
-    _tokenizer_of(path, header.config, description)
-    flat = np.memmap(path, llmc.DTYPES[header.dtype], "r", llmc.HEADER_BYTES).view(np.ndarray)
-
-    def tensors() -> Iterator[NamedTensor]:
-        start = 0
-        for spec in gpt2_table(header.config):
-            yield spec.name, header.dtype, flat[start : start + spec.size].reshape(spec.shape)
-            start += spec.size
-
-    _look_at(tensors(), flat.nbytes, description)
-
-
-def _folder(path: Path, description: Description, _: Tokenizer | None) -> None:
-    config = huggingface.read_config(path)
-    found = huggingface.open_weights(path, config)
-    description.facts |= _sizes(config)
-    _tokenizer_of(path, config, description)
-    if path.name.startswith("step_") and not (path / detect.DONE).exists():
-        description.problems.append(f"not complete: there is no {detect.DONE} in it")
-    for name in seals.damaged_files(path):
-        description.problems.append(f"{path / name} is damaged: its checksum is not that of what was written")
-    size = sum(file.entries[name].stop - file.entries[name].start for file, name in found.values())
-    _look_at(((name, file.entries[name].dtype, file.tensor(name)) for file, name in found.values()), size, description)
-
-
-def _safetensors(path: Path, description: Description, tokenizer: Tokenizer | None) -> None:
-    """A file of any tensors; with a config.json beside it, a model."""
-    if path.name == huggingface.WEIGHTS and (path.parent / huggingface.CONFIG).exists():
-        _folder(path.parent, description, tokenizer)
-        return
-    file = SafetensorsFile(path)
-    description.facts |= {"numbers": sum(prod(entry.shape) for entry in file.entries.values()), **file.metadata}
-    tensors = ((entry.name, entry.dtype, file.tensor(entry.name)) for entry in file.entries.values())
-    _look_at(tensors, file.size, description)
-
-
-def _sizes(config: GPT2Config) -> dict[str, Any]:
-    table = gpt2_table(config)
-    padding = sum((spec.shape[0] - spec.rows) * prod(spec.shape[1:]) for spec in table if spec.rows)
-    return {
-        "parameters": total_size(table) - padding,
-        "layers": config.layers,
-        "heads": config.heads,
-        "channels": config.channels,
-        "context": config.context,
-        "vocab_size": config.vocab_size,
-    }
-
-
-def _tokenizer_of(path: Path, config: GPT2Config, description: Description) -> None:
-    """Where its tokenizer is; one with tokens that the model does not know is not its own."""
-    source = find_tokenizer(path, config)
-    description.facts["tokenizer"] = "none beside it" if source is None else str(source)
-    if isinstance(source, Path) and (size := Tokenizer.load(source).vocab_size) > config.vocab_size:
-        description.problems.append(f"{source} has {size} tokens, the model a vocabulary of {config.vocab_size}")
-
-
-def _look_at(tensors: Iterator[NamedTensor], size: int, description: Description) -> None:
-    """Every number once: the table of tensors, and a problem for each tensor with numbers that are not finite."""
-    with bar("reading", size, "B") as progress:
-        for name, dtype, tensor in tensors:
-            count, total, squares, bad = tensor.size, 0.0, 0.0, 0
-            flat = tensor.reshape(-1)
-            for start in range(0, count, CHUNK):
-                part = flat[start : start + CHUNK].astype(np.float64)
-                finite = np.isfinite(part)
-                if not finite.all():
-                    bad += int((~finite).sum())
-                    part = part[finite]
-                total += float(part.sum())
-                squares += float(np.dot(part, part))
-                progress.advance(flat[start : start + CHUNK].nbytes)
-            mean = total / max(count - bad, 1)
-            std = max(squares / max(count - bad, 1) - mean * mean, 0.0) ** 0.5
-            description.tensors.append(
-                {"name": name, "dtype": dtype, "shape": list(tensor.shape), "numbers": count, "mean": mean, "std": std}
-            )
-            if bad:
-                description.problems.append(f"{bad} of the {count} numbers of {name} are infinite or not a number")
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------
@@ -168,7 +65,7 @@ def _run(path: Path, description: Description, tokenizer: Tokenizer | None) -> N
     description.facts |= _last_losses(path / "main.log")
     newest = detect.newest_step(path)
     if newest is not None:
-        _folder(newest, description, tokenizer)
+        models.folder(newest, description, tokenizer)
     if (path / "config.toml").exists():
         try:
             settings = read_toml(path / "config.toml")

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from llmpy.data.shards import is_shard
 from llmpy.errors import UserError
+from llmpy.formats.llama2c import looks_like_version_0
+from llmpy.formats.meta_llama import FIRST_SHARD, PARAMS
+from llmpy.formats.pytorch_files import ZIP_MAGIC, is_torch_file
 
 DONE = "DONE"  # in a checkpoint: it is complete
 RUN = "run folder"
@@ -16,10 +19,20 @@ LLMC_MODEL = "GPT-2 model of llm.c"
 DEBUG_STATE = "debug state of llm.c"
 LLMC_TOKENIZER = "tokenizer of llm.c"
 TOKENIZER_JSON = "tokenizer.json"
+LLAMA2C_MODEL = "Llama of llama2.c"
+LLAMA2C_TOKENIZER = "tokenizer of llama2.c"
+SENTENCEPIECE = "SentencePiece model"
+GGUF = "GGUF file"
+TORCH = "PyTorch checkpoint"
+META_FOLDER = "Llama of Meta"
 SHARD = "shard of tokens"
 SAFETENSORS = "safetensors file"
 TEXT = "text file"
-MODELS_HELP = "a model is a run folder, a Hugging Face folder or name, or an llm.c GPT-2 .bin"
+TOKENIZERS = (LLMC_TOKENIZER, TOKENIZER_JSON, LLAMA2C_TOKENIZER, SENTENCEPIECE)
+MODELS_HELP = (
+    "a model is a run folder, a Hugging Face folder or name, a .bin of llm.c or llama2.c, a GGUF, a ckpt.pt of llama2.c"
+    " or a folder of Meta's"
+)
 
 _MAGIC = {
     20240326: LLMC_MODEL,
@@ -27,15 +40,15 @@ _MAGIC = {
     20240328: LLMC_TOKENIZER,
     20240520: SHARD,
     20240801: SHARD,
+    0x616B3432: LLAMA2C_MODEL,
+    int.from_bytes(b"GGUF", "little"): GGUF,
 }
 # Known by their first bytes, and not read.
 _FOREIGN = {
     (20240522).to_bytes(4, "little"): "HellaSwag file of llm.c",
     (20240527).to_bytes(4, "little"): "optimizer state of llm.c",
     (20240803).to_bytes(4, "little"): "Llama 3 model of llm.c",
-    (0x616B3432).to_bytes(4, "little"): "Llama model of llama2.c",
-    b"GGUF": "GGUF model",
-    b"PK\x03\x04": "zip archive or PyTorch checkpoint (a pickle, which is not opened)",
+    b"PK\x03\x04": "zip archive",
     b"\x80\x02": "pickle, which is not opened",
     b"\x80\x04": "pickle, which is not opened",
     b"\x1f\x8b": "gzip archive",
@@ -45,8 +58,8 @@ _FOREIGN = {
     b"%PDF": "PDF document",
 }
 READABLE = (
-    "readable are run folders, Hugging Face GPT-2 folders and safetensors, llm.c's GPT-2 models, debug states,"
-    " tokenizers and token shards, tokenizer.json, and text"
+    "readable are run folders, Hugging Face folders of GPT-2 and Llama, safetensors, GGUF, models and tokenizers of"
+    " llm.c and llama2.c, Llamas of Meta, debug states, token shards, tokenizer.json, SentencePiece's .model, and text"
 )
 
 
@@ -63,6 +76,8 @@ def detect(path: Path) -> str:
         raise UserError(f"{path} is empty")
     if kind := _MAGIC.get(int.from_bytes(start[:4], "little")):
         return kind
+    if start.startswith(ZIP_MAGIC) and is_torch_file(path):
+        return TORCH
     for first, what in _FOREIGN.items():
         if start.startswith(first):
             raise UserError(f"{path} looks like {with_article(what)}: {READABLE}")
@@ -72,12 +87,20 @@ def detect(path: Path) -> str:
         return TOKENIZER_JSON
     if _is_text(start):
         return TEXT
+    if start[8:17] == b"\x05\0\0\0<unk>":  # the first token of all that SentencePiece has trained
+        return LLAMA2C_TOKENIZER
+    if path.suffix == ".model":
+        return SENTENCEPIECE
+    if looks_like_version_0(start):
+        return LLAMA2C_MODEL
     raise UserError(f"{path} is of no kind that llm.py knows (it begins with {start[:4].hex(' ')}): {READABLE}")
 
 
 def _detect_folder(path: Path) -> str:
     if (path / "config.toml").exists() or next(path.glob("step_*"), None):
         return RUN
+    if (path / PARAMS).exists() and (path / FIRST_SHARD).exists():
+        return META_FOLDER
     if (path / "config.json").exists() or next(path.glob("*.safetensors"), None):
         return FOLDER
     if any(is_shard(file) for file in path.glob("*.bin")):

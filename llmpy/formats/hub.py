@@ -13,13 +13,13 @@ from urllib.request import getproxies
 from llmpy.errors import UserError
 from llmpy.formats.huggingface import CONFIG, INDEX, WEIGHTS, read_config, read_json
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 PROBE_SECONDS = 5
 
 
 def is_hub_name(name: str) -> bool:
     """Could this be the name of a model there ("gpt2", "openai-community/gpt2") rather than of a file here?"""
-    file_like = Path(name).suffix in (".bin", ".json", ".txt", ".safetensors", ".pt", ".gguf")
+    file_like = Path(name).suffix in (".bin", ".json", ".txt", ".safetensors", ".pt", ".pth", ".gguf", ".model")
     return re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name) is not None and not file_like
 
 
@@ -40,7 +40,8 @@ def download_model(name: str) -> Path:
             raise UserError(f"{name} on the hub has no {WEIGHTS}, and pickles are not opened: choose another model")
         for shard in sorted({str(shard) for shard in read_json(index).get("weight_map", {}).values()}):
             _get(name, shard, revision)
-    _get(name, TOKENIZER, revision)
+    if _get(name, TOKENIZER, revision) is None:
+        _get(name, SENTENCEPIECE, revision)
     return folder
 
 

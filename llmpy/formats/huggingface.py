@@ -1,82 +1,67 @@
-"""GPT-2 in Hugging Face's form: a folder with config.json and model.safetensors, read and written.
+"""Models in Hugging Face's form: a folder with config.json and model.safetensors, read and written.
 
-The names and the transposed weights (there (in, out), here (out, in)) come from the table in parameters.py. What is
-written here `transformers.GPT2LMHeadModel.from_pretrained` opens as it is. No pickle is ever opened.
+GPT-2 and the Llama family; what their config.json says is in huggingface_gpt2.py and huggingface_llama.py, the tensors'
+names are those of the tables in parameters.py. What is written here `transformers` opens as it is. No pickle is ever
+opened.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from llmpy.config import GPT2_VOCAB_SIZE, GPT2Config
+from llmpy.config import GPT2_VOCAB_SIZE, GPT2Config, LlamaConfig, ModelConfig
 from llmpy.errors import UserError
 from llmpy.files import write_atomic, write_text_atomic
+from llmpy.formats import huggingface_gpt2, huggingface_llama
+from llmpy.formats.parts import Part, parts, take_parameters
 from llmpy.formats.safetensors import SafetensorsFile, TensorToWrite, write
-from llmpy.models.gpt2 import plan_parameters
-from llmpy.parameters import Parameters, gpt2_table
+from llmpy.parameters import Parameters
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PREFIX = "transformer."  # of GPT2LMHeadModel; files of GPT2Model, the hub's "gpt2" among them, have none
 FLOATS = ("F32", "BF16", "F16")
 WRITE_DTYPES = {"float32": np.dtype("<f4"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-# What is built into our GPT-2, by the field that says so; another value describes another model.
-FIXED: dict[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-}
-_MASK = re.compile(r".*\.attn\.(masked_)?bias")  # a constant that old files carry along: the causal mask
+SHARD_BYTES = 5 * 10**9  # of one file of weights where others are to read them, as `transformers` once split them
+# Constants that old files carry along: the causal mask of GPT-2, the frequencies of the rotations.
+_CONSTANTS = re.compile(r".*\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
+Weights = dict[str, tuple[SafetensorsFile, str]]
 
 
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_model(folder: Path) -> tuple[GPT2Config, Parameters]:
+def read_model(folder: Path) -> tuple[ModelConfig, Parameters]:
     """The model in a folder, as float32. Raises UserError, before memory is taken, for what is missing or amiss."""
     config = read_config(folder)
-    tensors = open_weights(folder, config)
-    parameters = Parameters(gpt2_table(config), plan_parameters(config, training=False).take()["parameters"])
-    _fill(parameters, tensors)
+    weights = open_weights(folder, config)
+    parameters = take_parameters(config)
+    _fill(parameters, config, weights)
     return config, parameters
 
 
-def read_parameters(folder: Path, config: GPT2Config, parameters: Parameters) -> None:
+def read_parameters(folder: Path, config: ModelConfig, parameters: Parameters) -> None:
     """The weights in a folder into `parameters`, which are those of a model of shape `config`."""
-    _fill(parameters, open_weights(folder, config))
+    _fill(parameters, config, open_weights(folder, config))
 
 
-def read_config(folder: Path) -> GPT2Config:
+def read_config(folder: Path) -> ModelConfig:
     """config.json -> the shape. Raises UserError naming the field that describes a model which cannot be run."""
     path = folder / CONFIG
     fields = read_json(path)
-    if (model_type := fields.get("model_type")) != "gpt2":
-        raise UserError(f'{path}: model_type is {json.dumps(model_type)}, and only "gpt2" can be run')
-    for name, allowed in FIXED.items():
-        if (value := fields.get(name, allowed[0])) not in allowed:
-            raise UserError(f"{path}: {name} is {json.dumps(value)}, and only {json.dumps(allowed[0])} can be run")
-
-    def size(name: str, default: int) -> int:
-        value = fields.get(name, default)
-        if type(value) is not int or not 0 < value < 2**31:
-            raise UserError(f"{path}: {name} must be a whole number of 1 or more, not {json.dumps(value)}")
-        return value
-
-    V, T = size("vocab_size", GPT2_VOCAB_SIZE), size("n_positions", 1024)
-    L, NH, C = size("n_layer", 12), size("n_head", 12), size("n_embd", 768)
-    if C % NH:
-        raise UserError(f"{path}: n_embd {C} is not a multiple of n_head {NH}")
-    if (inner := fields.get("n_inner")) not in (None, 4 * C):
-        raise UserError(f"{path}: n_inner is {json.dumps(inner)}, and only 4 * n_embd = {4 * C} can be run")
-    return GPT2Config(V, T, L, NH, C)
+    model_type = fields.get("model_type")
+    if model_type == "gpt2":
+        return huggingface_gpt2.config_of(fields, path)
+    if isinstance(model_type, str) and model_type in huggingface_llama.MODEL_TYPES:
+        return huggingface_llama.config_of(fields, path)
+    types = ", ".join(["gpt2", *huggingface_llama.MODEL_TYPES])
+    raise UserError(f"{path}: model_type is {json.dumps(model_type)}, and only {types} can be run")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -124,31 +109,32 @@ def _open_shards(folder: Path) -> dict[str, SafetensorsFile]:
     return tensors
 
 
-def open_weights(folder: Path, config: GPT2Config) -> dict[str, tuple[SafetensorsFile, str]]:
-    """Every tensor's name without prefix -> (file, name in it). All are there and of the right shape; none is read."""
+def open_weights(folder: Path, config: ModelConfig) -> Weights:
+    """Every part's name -> (file, name in it). All are there and of the right shape; none is read."""
     files = open_files(folder)
     prefix = PREFIX if any(name.startswith(PREFIX) for name in files) else ""
     found = {}
-    for name, shape in _expected(config):
-        foreign = prefix + name
+    for part in parts(config):
+        foreign = prefix + part.huggingface
         if foreign not in files:
             raise UserError(f"{folder}: the weights lack {foreign}, which {CONFIG} asks for")
         file, entry = files[foreign], files[foreign].entries[foreign]
-        if entry.shape != shape:
-            raise UserError(f"{file.path}: {foreign} has shape {entry.shape}, {CONFIG} asks for {shape}")
+        if entry.shape != part.shape:
+            raise UserError(f"{file.path}: {foreign} has shape {entry.shape}, {CONFIG} asks for {part.shape}")
         if entry.dtype not in FLOATS:
             raise UserError(f"{file.path}: {foreign} is of type {entry.dtype}, readable are {', '.join(FLOATS)}")
-        found[name] = (file, foreign)
+        found[part.huggingface] = (file, foreign)
     for foreign, file in files.items():
         name = foreign.removeprefix(prefix)
-        if name.startswith("h.") and name not in found and not _MASK.fullmatch(name):
+        if name.startswith(("h.", "model.")) and name not in found and not _CONSTANTS.fullmatch(name):
             raise UserError(f"{file.path} holds {foreign}, which no model has whose {CONFIG} says what this one does")
-    _check_head(folder, files, found)
+    if isinstance(config, GPT2Config):
+        _check_head(folder, files, found)
     return found
 
 
-def _check_head(folder: Path, files: dict[str, SafetensorsFile], found: dict[str, tuple[SafetensorsFile, str]]) -> None:
-    """Our head is the token embedding; a model with a head of its own is refused."""
+def _check_head(folder: Path, files: dict[str, SafetensorsFile], found: Weights) -> None:
+    """GPT-2's head is the token embedding; a model with a head of its own is refused."""
     if read_json(folder / CONFIG).get("tie_word_embeddings", True):
         return
     head, (file, wte) = files.get("lm_head.weight"), found["wte.weight"]
@@ -156,80 +142,85 @@ def _check_head(folder: Path, files: dict[str, SafetensorsFile], found: dict[str
         raise UserError(f"{folder / CONFIG}: tie_word_embeddings is false, and only a head that is wte can be run")
 
 
-def _expected(config: GPT2Config) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name without prefix, shape) of every tensor that such a model has there."""
-    for spec in gpt2_table(config):
-        if not spec.per_layer:
-            yield spec.huggingface, (spec.rows or spec.shape[0], *spec.shape[1:])
-            continue
-        shape = spec.shape[:0:-1] if spec.transposed else spec.shape[1:]
-        for layer in range(config.layers):
-            yield spec.huggingface.format(layer), shape
-
-
-def _fill(parameters: Parameters, tensors: dict[str, tuple[SafetensorsFile, str]]) -> None:
-    for name, view in named_views(parameters):
-        file, foreign = tensors[name]
-        view[...] = file.tensor(foreign)
+def _fill(parameters: Parameters, config: ModelConfig, weights: Weights) -> None:
+    for part in parts(config):
+        file, foreign = weights[part.huggingface]
+        part.fill(parameters, config, file.tensor(foreign), interleaved=False)
     for spec, view in parameters.items():
         if spec.rows:
             view[spec.rows :] = 0
-
-
-def named_views(parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
-    """(name without prefix, view) of every tensor as it is stored there: layer by layer, transposed, unpadded."""
-    for spec, stacked in parameters.items():
-        if not spec.per_layer:
-            yield spec.huggingface, stacked[: spec.rows]
-            continue
-        for layer, view in enumerate(stacked):
-            yield spec.huggingface.format(layer), view.T if spec.transposed else view
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
 def write_model(
-    folder: Path, config: GPT2Config, parameters: Parameters, dtype: str = "float32", end_of_text: int | None = None
+    folder: Path,
+    config: ModelConfig,
+    parameters: Parameters,
+    dtype: str = "float32",
+    end_of_text: int | Sequence[int] | None = None,
+    bos: int | None = None,
+    shard_bytes: int | None = None,
 ) -> None:
     """Writes config.json and model.safetensors into `folder` (made if missing), each whole or not at all.
 
-    dtype: "float32" or "bfloat16". `end_of_text` is the id that ends a text, which `transformers` stops at.
+    dtype: "float32" or "bfloat16". `end_of_text` is the id that ends a text, or several, which `transformers` stops at,
+    `bos` the one that begins it, by default the same. With `shard_bytes`, weights of more than that go into several
+    files with an index, which is written after them.
     """
     target = WRITE_DTYPES[dtype]
+    prefix = PREFIX if isinstance(config, GPT2Config) else ""
 
-    def tensor(name: str, view: np.ndarray) -> TensorToWrite:
-        return TensorToWrite(PREFIX + name, target, view.shape, lambda: view.astype(target, order="C", copy=False))
+    def tensor(part: Part) -> TensorToWrite:
+        def make() -> np.ndarray:
+            return part.stored(parameters, config, interleaved=False).astype(target, order="C", copy=False)
 
-    with write_atomic(folder / WEIGHTS) as file:
-        write(file, (tensor(name, view) for name, view in named_views(parameters)), {"format": "pt"})
-    write_text_atomic(folder / CONFIG, json.dumps(config_fields(config, dtype, end_of_text), indent=2) + "\n")
+        return TensorToWrite(prefix + part.huggingface, target, part.shape, make)
+
+    shards = _shards([tensor(part) for part in parts(config)], shard_bytes)
+    for name, tensors in shards.items():
+        with write_atomic(folder / name) as file:
+            write(file, tensors, {"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {tensor.name: name for name, tensors in shards.items() for tensor in tensors}
+        size = sum(tensor.bytes for tensors in shards.values() for tensor in tensors)
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        write_text_atomic(folder / INDEX, json.dumps(index, indent=2) + "\n")
+    write_text_atomic(folder / CONFIG, json.dumps(config_fields(config, dtype, end_of_text, bos), indent=2) + "\n")
 
 
-def config_fields(config: GPT2Config, dtype: str = "float32", end_of_text: int | None = None) -> dict[str, Any]:
+def _shards(tensors: list[TensorToWrite], limit: int | None) -> dict[str, list[TensorToWrite]]:
+    """File name -> its tensors, in order, each file as large as `limit` allows (a tensor is never cut)."""
+    groups: list[list[TensorToWrite]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if limit is not None and groups[-1] and size + tensor.bytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += tensor.bytes
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}
+
+
+def config_fields(
+    config: ModelConfig,
+    dtype: str = "float32",
+    end_of_text: int | Sequence[int] | None = None,
+    bos: int | None = None,
+) -> dict[str, Any]:
     """The content of config.json. GPT-2's own vocabulary ends a text with its last id."""
     if end_of_text is None and config.vocab_size == GPT2_VOCAB_SIZE:
         end_of_text = GPT2_VOCAB_SIZE - 1
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.context,
-        "n_ctx": config.context,
-        "n_layer": config.layers,
-        "n_head": config.heads,
-        "n_embd": config.channels,
-        "n_inner": None,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        "scale_attn_weights": True,
-        "tie_word_embeddings": True,
-        "attn_pdrop": 0.0,
-        "embd_pdrop": 0.0,
-        "resid_pdrop": 0.0,
-        "initializer_range": 0.02,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+    ends = [end_of_text] if isinstance(end_of_text, int) else list(end_of_text or [])
+    fields = (
+        huggingface_llama.fields_of(config) if isinstance(config, LlamaConfig) else huggingface_gpt2.fields_of(config)
+    )
+    return fields | {
+        "bos_token_id": bos if bos is not None or not ends else ends[0],
+        "eos_token_id": ends if len(ends) > 1 else ends[0] if ends else None,
         "torch_dtype": dtype,
         "use_cache": True,
     }

@@ -16,7 +16,7 @@ import numpy as np
 from llmpy.config import GPT2Config
 from llmpy.errors import UserError
 from llmpy.files import write_atomic
-from llmpy.models.gpt2 import plan_parameters
+from llmpy.models.transformer import plan_parameters
 from llmpy.parameters import Parameters, gpt2_table, total_size
 from llmpy.progress import bar
 

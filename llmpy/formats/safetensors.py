@@ -62,6 +62,10 @@ class TensorToWrite:
     shape: tuple[int, ...]
     make: Callable[[], np.ndarray]
 
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
     @classmethod
     def of(cls, name: str, array: np.ndarray) -> TensorToWrite:
         """A tensor that exists already."""
@@ -165,7 +169,7 @@ def write(file: BinaryIO, tensors: Iterable[TensorToWrite], metadata: Mapping[st
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for tensor in tensors:
-        start, end = end, end + prod(tensor.shape) * tensor.dtype.itemsize
+        start, end = end, end + tensor.bytes
         header[tensor.name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),

@@ -4,11 +4,11 @@ Output first, in place, nothing allocated by the caller's leave: a forward pass 
 writes gradients of activations and adds (`+=`) to gradients of parameters. Where a large parameter gradient takes
 `accumulate`, False means "write instead of add": the first micro-step of an optimizer step need not clear it first.
 
-Arrays are float32 (the reference takes float64 too) and C-contiguous, except q, k, v and their gradients, which may be
-strided views of one [B, T, (NH + 2 NKV) * hs] buffer as long as the last axis is contiguous. Tokens and targets are
-int32. A backend with bfloat16 takes activations and their gradients (x, y, q, k, v, residual ...) as ml_dtypes.bfloat16
-too, all of a call alike; parameters and their gradients, mean, rstd, lse, losses and logits stay float32, and so does
-all arithmetic but the products. The weights of linear layers are then `Weight`s:
+Arrays are float32 (the reference takes float64 too) and C-contiguous, except q, k, v and their gradients, and what rope
+turns, which may be strided views of one [B, T, (NH + 2 NKV) * hs] buffer as long as the last axis is contiguous. Tokens
+and targets are int32. A backend with bfloat16 takes activations and their gradients (x, y, q, k, v, residual ...) as
+ml_dtypes.bfloat16 too, all of a call alike; parameters and their gradients, mean, rstd, lse, losses and logits stay
+float32, and so does all arithmetic but the products. The weights of linear layers are then `Weight`s:
 
     weight_size(OC, C) -> int
         bfloat16 numbers that a Weight takes
@@ -16,30 +16,51 @@ all arithmetic but the products. The weights of linear layers are then `Weight`s
         a weight [OC, C] in memory of that size, as the products of this machine read it
     pack_weight(weight, w, rounding=0)
         the float32 w [OC, C] -> the weight, rounded to the nearest; or at random, with the seed `rounding` if not 0
-    Letters: N rows (batch times time), C channels, OC output channels, B batch, T time, NH heads, NKV key/value
-heads, hs head size, V vocabulary, S sequences being decoded.
 
-    embedding_forward(x, tokens, wte, wpe, start=0)
+Letters: N rows (batch times time), C channels, OC output channels, B batch, T time, NH heads, NKV key/value heads,
+hs head size, H hidden channels, V vocabulary, S sequences being decoded.
+
+    embedding_forward(x, tokens, wte, wpe=None, start=0)
         x [B, T, C] = wte[tokens [B, T]] + wpe[start : start + T]
+        without wpe, of tokens alone
     embedding_backward(dwte, dwpe, dx, tokens)
+        dwpe may be None
 
     layernorm_forward(y, mean, rstd, x, w, b)
         y, x [N, C]; mean, rstd [N]; w, b [C]
     layernorm_backward(dresidual, dw, db, dy, x, w, mean, rstd)
         adds to dresidual [N, C], too: the norm hangs off the residual stream, which has a gradient already
 
+    rmsnorm_forward(y, rstd, x, w, eps=1e-5)
+        y, x [N, C]; rstd [N]; w [C]
+    rmsnorm_backward(dresidual, dw, dy, x, w, rstd)
+        adds to dresidual [N, C], too
+
     linear_forward(y, x, w, b=None, residual=None, pre_gelu=None)
         y [N, OC] = x [N, C] @ w [OC, C]^T + b [OC]
         residual [N, OC] is added to y (y may be the same array)
         pre_gelu [N, OC] receives the product, and y its GELU
     linear_backward(dx, dw, db, dy, x, w, gelu=False, accumulate=True)
-        dw and db first, then dx [N, C] = dy @ w; dx may be the same array as x; dx and db may be None
+        dw and db first, then dx [N, C] = dy @ w; dx may be the same array as x; any of the three may be None
         gelu: x is the input of a GELU before the layer; it becomes its GELU, dx (another array) the gradient by it
 
     gelu_forward(y, x)
         any shape
     gelu_backward(dx, dy, x)
         dx may be the same array as dy
+
+    swiglu_forward(y, gateup)
+        y [N, H] = silu(gate) * up; gateup [N, 2 H] has the columns of gate, then those of up
+    swiglu_backward(dgateup, y, dy, gateup)
+        y is made again; dgateup may be the same array as gateup, y the same as dy
+
+    rope_forward(x, cos, sin, interleaved=True, positions=None)
+        x [B, T, heads, hs] in place; cos, sin [maxT, hs/2]; positions int32 [B] of x[:, 0], None for 0;
+        pairs of channels are neighbours (interleaved) or half a head apart
+    rope_backward(dx, cos, sin, interleaved=True, positions=None)
+
+    dropout(y, x, probability, key, residual=None)
+        any shape; y may be the same array as x or residual; the same key gives the same mask: it is its own backward
 
     attention_forward(y, lse, q, k, v)
         causal; y, q [B, T, NH, hs]; k, v [B, T, NKV, hs]; lse [B, NH, T]
@@ -75,10 +96,17 @@ OPERATIONS = (
     "embedding_backward",
     "layernorm_forward",
     "layernorm_backward",
+    "rmsnorm_forward",
+    "rmsnorm_backward",
     "linear_forward",
     "linear_backward",
     "gelu_forward",
     "gelu_backward",
+    "swiglu_forward",
+    "swiglu_backward",
+    "rope_forward",
+    "rope_backward",
+    "dropout",
     "attention_forward",
     "attention_backward",
     "attention_decode",

@@ -9,7 +9,7 @@ import numpy as np
 from llmpy import kernels
 from llmpy.config import GPT2Config
 from llmpy.memory import MemoryPlan
-from llmpy.models.gpt2 import head_of
+from llmpy.models.gpt2 import GPT2
 from llmpy.parameters import Parameters
 from llmpy.precision import dtype
 from llmpy.weights import BFloat16Weights
@@ -99,6 +99,6 @@ class GPT2Decoder:
     def _logits(self, x: np.ndarray) -> np.ndarray:
         """x [S, C] -> logits [S, V]; valid until the next call."""
         logits = self.arrays["logits"][: len(x)]
-        head = head_of(self.weights, self.config.vocab_size)
+        head = GPT2.head(self.config, self.weights)
         self.kernels.linear_forward(logits, np.ascontiguousarray(x), head)
         return logits

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from llmpy.cli import main
 from llmpy.formats import huggingface, llmc
 from llmpy.tokenizers import ByteTokenizer
 from tests.formats.conftest import BYTES, make_model
@@ -20,3 +21,17 @@ def models(tmp_path_factory) -> Path:
     ByteTokenizer().save(folder / "folder" / "tokenizer.json")
     llmc.write_model(folder / "model.bin", BYTES, model.parameters)
     return folder
+
+
+@pytest.fixture
+def convert(capsys):
+    """`convert(*arguments)` -> (status, stderr)"""
+
+    def convert(*arguments):
+        status = main(["convert", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        return status, err
+
+    return convert

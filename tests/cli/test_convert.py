@@ -3,24 +3,9 @@
 import numpy as np
 import pytest
 
-from llmpy.cli import main
 from llmpy.data.shards import open_shard, write_shard
 from llmpy.formats import huggingface, llmc
 from llmpy.tokenizers import ByteTokenizer, Tokenizer
-
-
-@pytest.fixture
-def convert(capsys):
-    """`convert(*arguments)` -> (status, stderr)"""
-
-    def convert(*arguments):
-        status = main(["convert", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert err.count("\n") == 1
-        return status, err
-
-    return convert
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -69,6 +69,14 @@ def test_a_run_prints_losses_a_sample_and_what_to_do_next(data, here, capsys):
     assert main(["info", "run"]) == 0
 
 
+def test_a_llama_by_its_size(data, here, capsys):
+    shapeless = " ".join(TINY).replace("--layers 1 --heads 2 --channels 16", "--model llama:260K --dropout 0.1").split()
+    assert main(["train", str(data), "--out", "run", *shapeless, "--lr", "3e-3"]) == 0
+    assert "model: 244k parameters; 5 layers, 8 heads, 64 channels, 257 tokens" in capsys.readouterr().err
+    assert main(["run", "run", "The", "-n", "8", "--device", "reference"]) == 0
+    assert capsys.readouterr().out.startswith("The")
+
+
 def test_nothing_but_the_command_is_needed(here):
     """The default run, only less of it."""
     little = "--steps 1 --layers 1 --batch-size 1 --sequence-length 8 --sample-tokens 2 --device reference"

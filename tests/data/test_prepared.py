@@ -52,7 +52,7 @@ def test_tiny_shakespeare_is_llmcs(shared_data, gpt2_cache, own_cache):
     assert np.concatenate([tokens_of(data.val), tokens_of(data.train)]).tolist() == expected
 
 
-@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300", "sentencepiece:290"])
 def test_one_file(book, tokenizer):
     data = prepare(book, tokenizer)
     assert data.name == "my_book"

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmpy.config import GPT2Config
+from llmpy.config import GPT2Config, LlamaConfig
 from llmpy.files import sha256_of
 from llmpy.formats import huggingface
+from llmpy.formats.parts import take_parameters
 from llmpy.memory import MemoryPlan
 from llmpy.models.gpt2 import GPT2
+from llmpy.parameters import Parameters
 from llmpy.tokenizers import ByteTokenizer
 
 CONFIG = GPT2Config(vocab_size=61, context=9, layers=2, heads=3, channels=12)
@@ -73,3 +75,16 @@ def run_folder(tmp_path):
         model.parameters.lnfb[:] = step
         write_checkpoint(folder / f"step_{step:08d}", model, sealed=step != 300)
     return folder
+
+
+# A Llama of odd sizes, in every way that one can differ from another.
+LLAMA = LlamaConfig(vocab_size=37, context=9, layers=3, heads=6, kv_heads=2, channels=36, hidden=20)
+
+
+def llama_parameters(config: LlamaConfig = LLAMA) -> Parameters:
+    """Every parameter is drawn, norms and biases too, so that none can be mistaken for another."""
+    parameters = take_parameters(config)
+    random = np.random.default_rng(2)
+    for spec, view in parameters.items():
+        view[...] = random.normal(1.0 if spec.init == "ones" else 0.0, 0.3, view.shape)
+    return parameters

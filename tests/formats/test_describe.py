@@ -144,6 +144,13 @@ def test_as_json(tmp_path, model):
 def test_the_real_files_of_others(shared_data: Path):
     found = describe(shared_data / "tinyshakespeare" / "input.txt")
     assert_has(found.facts, characters=1_115_394, lines=40_000, first_line="First Citizen:")
-    for name in ("stories260K.bin", "stories260K_v1.bin", "tokenizer.bin", "tokenizer.model"):
-        with pytest.raises(UserError, match="readable are"):
-            describe(shared_data / "llama2c" / name)
+    sizes = {"layers": 5, "heads": 8, "kv_heads": 4, "channels": 64, "hidden": 172, "vocab_size": 512}
+    for version, name in enumerate(("stories260K.bin", "stories260K_v1.bin")):
+        found = describe(shared_data / "llama2c" / name)
+        assert (found.kind, found.problems, len(found.tensors)) == ("Llama of llama2.c", [], 2 + 9 * 5)
+        assert_has(found.facts, version=version, dtype="float32", parameters=260_032, **sizes)
+        assert found.facts["tokenizer"] == str(shared_data / "llama2c" / "tok512.bin")
+    for name, kind in (("tokenizer.bin", "tokenizer of llama2.c"), ("tokenizer.model", "SentencePiece model")):
+        found = describe(shared_data / "llama2c" / name)
+        assert found.kind == kind
+        assert_has(found.facts, name="sentencepiece:32000", vocab_size=32000, end_of_text=1, longest_token=27)

@@ -71,7 +71,7 @@ def models(tmp_path):
         huggingface.write_model(folder, CONFIG, make_model().parameters)
     ByteTokenizer().save(folders["tiny"] / "tokenizer.json")
     shard(folders["in-shards"])
-    set_config(folders["llama"], model_type="llama")
+    set_config(folders["llama"], model_type="gemma")
     (folders["pickled"] / "model.safetensors").rename(folders["pickled"] / "pytorch_model.bin")
     return {f"someone/{name}": folder for name, folder in folders.items()}
 
@@ -107,7 +107,7 @@ def test_models_by_name_then_from_the_cache_without_a_network(models, tmp_path):
     finally:
         server.stop()
     assert found[:2] == expected
-    assert 'model_type is "llama"' in found[2]
+    assert 'model_type is "gemma"' in found[2]
     assert "no model.safetensors" in found[3]
     assert "neither a file or folder here nor a model" in found[4]
     # only what is needed, and no weights of a model that cannot be run

@@ -159,7 +159,7 @@ def test_transformers_reads_the_tokenizer_beside(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("model_type", "llama"),
+        ("model_type", "gemma"),
         ("activation_function", "relu"),
         ("layer_norm_epsilon", 1e-6),
         ("scale_attn_weights", False),

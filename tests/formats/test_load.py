@@ -1,5 +1,7 @@
 """What a file or folder is, and the model in it with its tokenizer."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,10 +11,12 @@ import llmpy
 from llmpy.config import GPT2Config
 from llmpy.data.shards import write_shard
 from llmpy.errors import UserError
-from llmpy.formats import detect, find_tokenizer, huggingface, llmc
-from llmpy.tokenizers import ByteTokenizer
+from llmpy.formats import detect, find_tokenizer, huggingface, llama2c, llmc
+from llmpy.formats.parts import parts
+from llmpy.tokenizers import ByteTokenizer, Tokenizer
 from tests.formats.conftest import BYTES, CONFIG, make_model
 from tests.formats.damage import read_or_refuse
+from tests.formats.test_meta_llama import write_checkpoint, write_folder
 
 
 def test_a_run_opens_at_its_newest_complete_checkpoint(run_folder):
@@ -81,10 +85,8 @@ def test_gpt2s_tokenizer_is_fetched_only_when_it_is_asked_for(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("first", "what"),
     [
-        (b"GGUF\3\0\0\0", "a GGUF model"),
-        (b"PK\3\4rest", "PyTorch checkpoint"),
+        (b"PK\3\4rest", "a zip archive"),
         (b"\x80\x04\x95", "pickle"),
-        ((0x616B3432).to_bytes(4, "little"), "llama2.c"),
         ((20240803).to_bytes(4, "little"), "Llama 3"),
         ((20240527).to_bytes(4, "little"), "an optimizer state"),
         (b"\x1f\x8b\x08", "gzip"),
@@ -142,3 +144,82 @@ def test_steps_are_told_by_their_number_not_by_their_name(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "DONE").touch()
     assert detect.newest_step(tmp_path) == tmp_path / "step_100000000"
+
+
+# ---- Llamas --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stories(shared_data, tmp_path):
+    """The smallest model of llama2.c in every form, each in a folder of its own with its tokenizer."""
+    config, parameters = llama2c.read_model(shared_data / "llama2c" / "stories260K.bin")
+    tokenizer = Tokenizer.load(shared_data / "llama2c" / "tok512.bin")
+    for version in (0, 1, 2):
+        llama2c.write_model(tmp_path / f"v{version}" / "m.bin", config, parameters, version)
+        tokenizer.save(tmp_path / f"v{version}" / ["tokenizer.bin", "tok512.bin", "tokenizer.model"][version])
+    huggingface.write_model(tmp_path / "folder", config, parameters)
+    tokenizer.save(tmp_path / "folder" / "tokenizer.model")
+    write_checkpoint(tmp_path / "training" / "ckpt.pt", config, parameters)
+    tokenizer.save(tmp_path / "training" / "tokenizer.json")
+    write_folder(
+        tmp_path / "meta", config, parameters, 1, params={"dim": 64, "n_layers": 5, "n_heads": 8, "n_kv_heads": 4}
+    )
+    tokenizer.save(tmp_path / "meta" / "tokenizer.model")
+    return tmp_path, config, parameters, tokenizer
+
+
+FORMS = {
+    "v0/m.bin": "Llama of llama2.c",
+    "v1/m.bin": "Llama of llama2.c",
+    "v2/m.bin": "Llama of llama2.c",
+    "folder": "Hugging Face folder",
+    "training/ckpt.pt": "PyTorch checkpoint",
+    "meta": "Llama of Meta",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_llama_is_the_same_model_with_its_tokenizer(form, stories):
+    folder, config, parameters, tokenizer = stories
+    model = llmpy.load(folder / form)
+    assert model.kind == FORMS[form]
+    in_memory = {"folder": False}.get(form, True)
+    context = 2048 if form == "meta" else config.context
+    assert model.config == replace(config, context=context, rope_interleaved=model.config.rope_interleaved)
+    assert model.config.rope_interleaved or not in_memory
+    assert model.tokenizer.encode("Once upon a time").tolist() == tokenizer.encode("Once upon a time").tolist()
+    assert model.tokenizer.bos == 1
+    for part in parts(config):
+        expected = part.stored(parameters, config, interleaved=True)
+        found = part.stored(model.parameters, model.config, interleaved=True)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=0.02 if form.startswith("v2") else 0)
+
+
+def test_a_gguf_holds_its_tokenizer(stories):
+    pytest.importorskip("gguf")
+    from tests.formats.gguf_files import write_llama
+
+    folder, config, parameters, tokenizer = stories
+    lists = {"tokens": tokenizer.pieces.texts, "scores": tokenizer.pieces.scores, "token_type": tokenizer.pieces.kinds}
+    entries = {"tokenizer.ggml.model": "llama"} | {f"tokenizer.ggml.{name}": value for name, value in lists.items()}
+    model = llmpy.load(write_llama(folder / "m.gguf", config, parameters, metadata=entries, layers=5))
+    assert model.kind == "GGUF file"
+    assert model.config == config
+    np.testing.assert_array_equal(model.parameters.flat, parameters.flat)
+    assert model.tokenizer.pieces == tokenizer.pieces
+    assert llmpy.load(write_llama(folder / "n.gguf", config, parameters, layers=5)).tokenizer is None
+
+
+def test_a_cut_llama_is_told_by_its_reader(stories):
+    folder = stories[0]
+    for form in ("v0/m.bin", "v1/m.bin", "v2/m.bin", "training/ckpt.pt"):
+        path = folder / form
+        path.write_bytes(path.read_bytes()[:-1000])
+        with pytest.raises(UserError, match="cut off"):
+            llmpy.load(path)
+
+
+def test_tokenizers_of_llamas_are_no_models(shared_data):
+    for name, kind in (("tok512.bin", "a tokenizer of llama2.c"), ("tokenizer.model", "a SentencePiece model")):
+        with pytest.raises(UserError, match=f"is {kind}, which holds no model"):
+            llmpy.load(shared_data / "llama2c" / name)

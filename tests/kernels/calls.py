@@ -48,6 +48,10 @@ def make(operation, arrays):
         case "layernorm_backward":
             gradients = acts(N, C), new(C), new(C)
             return Call(operation, (*gradients, acts(N, C), acts(N, C), new(C), new(N), new(N)), (0, 1, 2))
+        case "rmsnorm_forward":
+            return Call(operation, (empty_acts(N, C), empty(N), acts(N, C), new(C)), (0, 1))
+        case "rmsnorm_backward":
+            return Call(operation, (acts(N, C), new(C), acts(N, C), acts(N, C), new(C), new(N)), (0, 1))
         case "linear_forward":
             return Call(
                 operation, (empty_acts(N, OC), acts(N, C), weight(OC, C), new(OC)), (0,), {"residual": acts(N, OC)}
@@ -63,6 +67,14 @@ def make(operation, arrays):
             return Call(operation, (empty_acts(N, C), acts(N, C)), (0,))
         case "gelu_backward":
             return Call(operation, (empty_acts(N, C), acts(N, C), acts(N, C)), (0,))
+        case "swiglu_forward":
+            return Call(operation, (empty_acts(N, C), acts(N, 2 * C)), (0,))
+        case "swiglu_backward":
+            return Call(operation, (empty_acts(N, 2 * C), empty_acts(N, C), acts(N, C), acts(N, 2 * C)), (0, 1))
+        case "rope_forward" | "rope_backward":
+            return Call(operation, (arrays.qkv(B, T, NH, NKV, hs)[0], new(T, hs // 2), new(T, hs // 2)), (0,))
+        case "dropout":
+            return Call(operation, (empty_acts(N, C), acts(N, C), 0.3, 2**63 + 5), (0,), {"residual": acts(N, C)})
         case "attention_forward":
             return Call(operation, (empty_acts(*y), empty(*lse), *arrays.qkv(B, T, NH, NKV, hs)), (0, 1))
         case "attention_backward":

@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 
 from llmpy.kernels import cpu
+from llmpy.kernels.cpu.compile import helper
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = """
 import sys
 import numpy as np
 from llmpy import kernels
-from llmpy.config import GPT2Config
+from llmpy.config import GPT2Config, LlamaConfig
+from llmpy.models import new_decoder
 from llmpy.models.gpt2 import GPT2
-from llmpy.models.gpt2_decode import GPT2Decoder
+from llmpy.models.llama import Llama
 from llmpy.optimizer import AdamW, clip_scale
 
 precision = sys.argv[1]
@@ -23,22 +25,32 @@ cpu = kernels.start("cpu", precision=precision)
 from llmpy.kernels.cpu.compile import _kernels
 ahead = {kernel: list(kernel.dispatcher.signatures) for kernel in _kernels}
 
-model = GPT2(GPT2Config(vocab_size=61, context=24, layers=1, heads=2, channels=16), "cpu", 2, 20,
-             precision=precision).initialize()
-optimizer = AdamW.of(model)
-tokens = np.zeros((2, 20), np.int32)
-model.loss(tokens, tokens)
-model.loss_and_gradients(tokens, tokens)
-optimizer.update(1, 1e-3, clip_scale(optimizer.gradient_norm(), 1.0))
-decoder = GPT2Decoder(model.config, model.parameters, "cpu", 2, weights=model.weights)
-decoder.prefill(tokens)
-decoder.decode(tokens[:, 0], 20)
+
+def learn_and_generate(model):
+    optimizer = AdamW.of(model)
+    tokens = np.zeros((2, 20), np.int32)
+    model.loss(tokens, tokens)
+    model.loss_and_gradients(tokens, tokens)
+    optimizer.update(1, 1e-3, clip_scale(optimizer.gradient_norm(), 1.0))
+    decoder = new_decoder(model.config, model.parameters, "cpu", 2, model.weights)
+    decoder.prefill(tokens)
+    decoder.decode(tokens[:, 0], 20)
+
+
+llama = LlamaConfig(vocab_size=61, context=24, layers=1, heads=4, kv_heads=2, channels=16, qkv_bias=True)
+models = (
+    GPT2(GPT2Config(vocab_size=61, context=24, layers=1, heads=2, channels=16), "cpu", 2, 20, precision=precision),
+    Llama(llama, "cpu", 2, 20, precision=precision, dropout=0.5),
+)
+for model in models:
+    learn_and_generate(model.initialize())
 for kernel, signatures in ahead.items():
     if kernel.dispatcher.signatures != signatures:
         print(kernel.title, "is compiled for", *kernel.dispatcher.signatures, sep="\\n  ")
 
+tokens = np.zeros((2, 20), np.int32)
 other = "float32" if precision == "bfloat16" else "bfloat16"
-GPT2(model.config, "cpu", 2, 20, precision=other).initialize().loss_and_gradients(tokens, tokens)  # all the same
+GPT2(models[0].config, "cpu", 2, 20, precision=other).initialize().loss_and_gradients(tokens, tokens)  # all the same
 """
 
 
@@ -56,3 +68,16 @@ def test_nothing_is_said_where_all_is_compiled():
     told = []
     cpu.compile_all(lambda *message: told.append(message))
     assert not told
+
+
+def test_helpers_that_are_made_alike_have_names_of_their_own():
+    """By which kernels of two processes are linked in one: a name for two functions would be one function for both."""
+
+    def make():
+        @helper
+        def same(x):
+            return x
+
+        return same.py_func.__qualname__
+
+    assert make() != make()

@@ -12,12 +12,14 @@ SHAPES = [(1, 1, 1, 1), (2, 3, 5, 4), (3, 17, 96, 11), (2, 64, 131, 301)]  # B, 
 def test_forward_agrees_with_the_reference(backend, arrays, B, T, C, V, start):
     wte, wpe = arrays.normal(V, C), arrays.normal(T + 5, C)
     compare(backend, "embedding_forward", arrays.empty(B, T, C), arrays.tokens(V, B, T), wte, wpe, start)
+    compare(backend, "embedding_forward", arrays.empty(B, T, C), arrays.tokens(V, B, T), wte)
 
 
 @pytest.mark.parametrize(("B", "T", "C", "V"), SHAPES)
 def test_backward_agrees_with_the_reference_and_adds(backend, arrays, B, T, C, V):
     tokens = arrays.tokens(min(V, 7), B, T)  # few tokens, so that they come again and again
     compare(backend, "embedding_backward", arrays.normal(V, C), arrays.normal(T + 5, C), arrays.normal(B, T, C), tokens)
+    compare(backend, "embedding_backward", arrays.normal(V, C), None, arrays.normal(B, T, C), tokens)
 
 
 def test_the_first_and_the_last_token_are_found(backend, arrays):

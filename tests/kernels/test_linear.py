@@ -43,12 +43,13 @@ def test_forward_agrees_with_the_reference(backend, arrays, N, C, OC, form):
 
 
 @pytest.mark.parametrize(("N", "C", "OC"), SHAPES)
-@pytest.mark.parametrize("form", ["plain", "dx is x", "gelu", "no dx", "no db"])
+@pytest.mark.parametrize("form", ["plain", "dx is x", "gelu", "no dx", "no dw", "no db"])
 @pytest.mark.parametrize("accumulate", [True, False])
 def test_backward_agrees_with_the_reference(backend, arrays, N, C, OC, form, accumulate):
     x, w, dy = arrays.normal(N, C), arrays.normal(OC, C, scale=OC**-0.5), arrays.normal(N, OC)
     dx = None if form == "no dx" else x if "dx is x" in form else arrays.empty(N, C)
     dw = arrays.normal(OC, C) if accumulate else arrays.empty(OC, C)  # what is written may hold anything, NaN too
+    dw = None if form == "no dw" else dw
     db = None if form == "no db" else arrays.normal(OC)
     compare(backend, "linear_backward", dx, dw, db, dy, x, w, form == "gelu", accumulate=accumulate, floor=2e-6)
 

@@ -5,7 +5,8 @@ import pytest
 
 from llmpy import kernels
 from llmpy.config import GPT2Config
-from llmpy.formats.huggingface import named_views, write_model
+from llmpy.formats.huggingface import write_model
+from llmpy.formats.parts import parts
 from llmpy.memory import available_memory
 from llmpy.models.gpt2 import GPT2
 from llmpy.optimizer import AdamW
@@ -62,8 +63,9 @@ def test_transformers_opens_our_folder_and_agrees(torch, model, batch, as_tensor
     loss.backward()
     assert model.loss_and_gradients(*batch) == pytest.approx(loss.item(), abs=TOLERANCE)
     gradients = dict(theirs.transformer.named_parameters())
-    for name, view in named_views(model.gradients):
-        assert relative_error(view, gradients[name].grad.numpy()) < TOLERANCE, name
+    for part in parts(model.config):
+        error = relative_error(part.of(model.gradients), gradients[part.huggingface].grad.numpy())
+        assert error < TOLERANCE, part.huggingface
 
 
 def test_gradients_and_ten_steps_agree_with_pytorch(torch, model, batch, as_tensors):

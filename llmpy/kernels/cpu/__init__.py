@@ -8,12 +8,16 @@ from llmpy.kernels.cpu.attention import attention_backward, attention_forward
 from llmpy.kernels.cpu.attention_decode import attention_decode
 from llmpy.kernels.cpu.classifier import classifier_backward, classifier_forward
 from llmpy.kernels.cpu.compile import compile_all, compile_half
+from llmpy.kernels.cpu.dropout import dropout
 from llmpy.kernels.cpu.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cpu.gelu import gelu_backward, gelu_forward
 from llmpy.kernels.cpu.isa import ISA, notice
 from llmpy.kernels.cpu.layernorm import layernorm_backward, layernorm_forward
 from llmpy.kernels.cpu.linear import linear_backward, linear_forward
 from llmpy.kernels.cpu.optimizer import adamw, global_norm, pack_weight
+from llmpy.kernels.cpu.rmsnorm import rmsnorm_backward, rmsnorm_forward
+from llmpy.kernels.cpu.rope import rope_backward, rope_forward
+from llmpy.kernels.cpu.swiglu import swiglu_backward, swiglu_forward
 from llmpy.kernels.cpu.weights import Weight, weight_size
 from llmpy.kernels.cpu.workspace import physical_cores, scratch_bytes, set_threads
 
@@ -29,6 +33,7 @@ __all__ = [
     "classifier_forward",
     "compile_all",
     "compile_half",
+    "dropout",
     "embedding_backward",
     "embedding_forward",
     "gelu_backward",
@@ -41,8 +46,14 @@ __all__ = [
     "notice",
     "pack_weight",
     "physical_cores",
+    "rmsnorm_backward",
+    "rmsnorm_forward",
+    "rope_backward",
+    "rope_forward",
     "scratch_bytes",
     "set_threads",
+    "swiglu_backward",
+    "swiglu_forward",
     "weight_size",
 ]
 

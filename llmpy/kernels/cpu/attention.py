@@ -16,7 +16,7 @@ import numpy as np
 from numba import get_num_threads, prange
 
 from llmpy.kernels.cpu.compile import acts3, acts4, cube, helper, i64, kernel, matrix
-from llmpy.kernels.cpu.epilogue import store_row
+from llmpy.kernels.cpu.epilogue import store_vector
 from llmpy.kernels.cpu.isa import ISA
 from llmpy.kernels.cpu.microkernel import ADD, STORE
 from llmpy.kernels.cpu.moves import Source, make_transpose
@@ -84,7 +84,7 @@ def _put_rows(x, b, t0, h, block, ld, turned):
         for j in range(0, ld, SQUARE):
             transpose(block[i * ld + j :].ctypes.data, ld * 4, turned[j * rows + i :].ctypes.data, rows)
     for j in range(min(ld, T - t0)):
-        store_row(_at(x, b, t0 + j, h), turned[j * rows : j * rows + hs], x.itemsize == 2)
+        store_vector(_at(x, b, t0 + j, h), turned[j * rows :].ctypes.data, hs, x.itemsize == 2)
 
 
 def _make_panels(P: Products) -> tuple[Any, Any]:

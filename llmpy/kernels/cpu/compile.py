@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +115,17 @@ def as_bits(array: np.ndarray) -> np.ndarray:
 
 _kernels: list[Kernel] = []
 
-helper = njit(fastmath=FASTMATH, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-"""Decorates a function that kernels call."""
+_helper_numbers = count()
+
+
+def helper(function: Callable[..., Any]) -> Any:
+    """Decorates a function that kernels call.
+
+    Its name is made unique: kernels that two processes compiled are linked in one by the names of their helpers, which
+    Numba numbers as each process meets them, so that two closures of one name could stand in for one another.
+    """
+    function.__qualname__ += f"_{next(_helper_numbers)}"
+    return njit(fastmath=FASTMATH, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
 def kernel(*signature: Any, precisions: tuple[str, ...] = PRECISIONS) -> Callable[[Callable[..., Any]], Kernel]:

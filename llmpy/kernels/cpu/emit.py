@@ -58,6 +58,20 @@ def store(build, address, offset, value):
     return build.store(value, _pointer(build, address, offset, value.type), align=_alignment(value.type))
 
 
+def stream_past_caches(build, stored, size):
+    """Makes a store of so many bytes one that goes to memory: its address must be a multiple of them."""
+    stored.align = size
+    stored.set_metadata("nontemporal", build.module.add_metadata([I32(1)]))
+
+
+def prefetch_line(build, address, write=False):
+    """Asks for the cache line of an address: to be read, into the second cache, or to be written, into the first."""
+    pointer = ir.PointerType(I8)
+    fetch = declare(build, "llvm.prefetch.p0", ir.FunctionType(VOID, [pointer, I32, I32, I32]))
+    level = 3 if write else 2
+    build.call(fetch, [build.inttoptr(address, pointer), I32(int(write)), I32(level), I32(1)])
+
+
 def _pointer(build, address, offset, kind):
     if offset:
         address = build.add(address, I64(offset * 4))

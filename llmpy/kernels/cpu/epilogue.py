@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 from llmpy.kernels.cpu.compile import helper
 from llmpy.kernels.cpu.emit import F32, I16, I64, call, load, rounded, store, upper_halves, widened
 from llmpy.kernels.cpu.isa import ISA
-from llmpy.kernels.cpu.scalars import nearest_bfloat16, store_bfloat16, store_float, widen
+from llmpy.kernels.cpu.scalars import load_float, nearest_bfloat16, store_bfloat16, store_float, widen
 from llmpy.kernels.cpu.vector_math import gelu, gelu_derivative
 
 NOTHING, BIAS, BIAS_RESIDUAL, BIAS_GELU, GELU_GRADIENT = 0, 1, 2, 3, 4
@@ -93,16 +93,16 @@ def _add(rows, n, sums, ld, other, stride, narrow):
 
 
 @helper
-def store_row(address, row, narrow):
-    """row, float32 -> the numbers at an address, bfloat16 where `narrow`."""
-    whole = row.size // WIDTH * WIDTH
+def store_vector(y, x, n, narrow):
+    """n float32 numbers at the address x -> y, as bfloat16 where `narrow`."""
+    whole, item = n // WIDTH * WIDTH, 2 if narrow else 4
     if whole:
-        _store(1, whole, address, 0, row.ctypes.data, 0, narrow)
-    for j in range(whole, row.size):
+        _store(1, whole, y, 0, x, 0, narrow)
+    for j in range(whole, n):
         if narrow:
-            store_bfloat16(address + j * 2, row[j])
+            store_bfloat16(y + j * item, load_float(x + j * 4))
         else:
-            store_float(address + j * 4, row[j])
+            store_float(y + j * item, load_float(x + j * 4))
 
 
 @helper
@@ -145,7 +145,7 @@ def finish(c, space, ld, i0, j0, add, epilogue, bias, extra):
         if add:
             for j in range(columns):
                 total[j] += widen(y[j])
-        if epilogue == BIAS or epilogue == BIAS_RESIDUAL or epilogue == BIAS_GELU:
+        if epilogue in (BIAS, BIAS_RESIDUAL, BIAS_GELU):
             b = bias[j0 : j0 + columns]
             for j in range(columns):
                 total[j] += b[j]
@@ -158,17 +158,16 @@ def finish(c, space, ld, i0, j0, add, epilogue, bias, extra):
             for j in range(columns):
                 other[i * ld + j] = widen(pre_gelu[j])
         if epilogue < BIAS_GELU:
-            store_row(y.ctypes.data, total, narrow)
+            store_vector(y.ctypes.data, total.ctypes.data, columns, narrow)
     if epilogue == BIAS_GELU:
         _gelu_tile(sums, other, narrow)
     elif epilogue == GELU_GRADIENT:
         _gelu_gradient_tile(sums, other)
     if epilogue >= BIAS_GELU:  # of the two, c takes GELU's output, or the gradient
         for i in range(rows):
-            start, end = i * ld, i * ld + columns
             of_c, of_extra = (other, sums) if epilogue == BIAS_GELU else (sums, other)
-            store_row(c.ctypes.data + at + i * stride, of_c[start:end], narrow)
-            store_row(extra.ctypes.data + at + i * stride, of_extra[start:end], narrow)
+            store_vector(c.ctypes.data + at + i * stride, of_c[i * ld :].ctypes.data, columns, narrow)
+            store_vector(extra.ctypes.data + at + i * stride, of_extra[i * ld :].ctypes.data, columns, narrow)
 
 
 @helper

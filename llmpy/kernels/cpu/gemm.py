@@ -20,7 +20,7 @@ import numpy as np
 from numba import get_num_threads, prange, types
 
 from llmpy.kernels.cpu.compile import Activations, acts2, boolean, helper, i64, kernel, matrix, vector
-from llmpy.kernels.cpu.epilogue import NOTHING, finish
+from llmpy.kernels.cpu.epilogue import BIAS_RESIDUAL, GELU_GRADIENT, NOTHING, finish
 from llmpy.kernels.cpu.isa import ISA
 from llmpy.kernels.cpu.microkernel import ADD, STORE, STREAM
 from llmpy.kernels.cpu.products import BFLOAT16, FLOAT32, Products
@@ -75,6 +75,9 @@ def _make_helpers(P: Products) -> tuple[Any, Any]:
         if epilogue == NOTHING and c.itemsize == 4 and i0 + MR <= M and j0 + NR <= N:
             tile(depth, panel_a, panel_b, c.ctypes.data + (i0 * N + j0) * 4, N, ending)
         else:
+            if epilogue in (BIAS_RESIDUAL, GELU_GRADIENT):  # read when the sums are made
+                at = extra.ctypes.data + (i0 * N + j0) * extra.itemsize
+                prefetch(at, NR * extra.itemsize, min(MR, M - i0), N * extra.itemsize)
             tile(depth, panel_a, panel_b, sums.ctypes.data, NR, STORE)
             finish(c, sums, NR, i0, j0, ending == ADD, epilogue, bias, extra)
 
@@ -122,7 +125,7 @@ def _make_helpers(P: Products) -> tuple[Any, Any]:
                     share = ((stop - first) * whole * private_bytes // (s1 - s0) + 63) // 64 * 64
                 for s in range(s0, s1):
                     if ahead > 0:
-                        prefetch(ahead + (s - s0) * share, share)
+                        prefetch(ahead + (s - s0) * share, share, 1, 0)
                     shared_panel = at_shared + s * span_shared * shared_bytes
                     for p in range(first, stop):
                         panel = at_own + (p - first) * span_own * private_bytes

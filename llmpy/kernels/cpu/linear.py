@@ -37,12 +37,13 @@ def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):
 def linear_backward(dx, dw, db, dy, x, w, gelu=False, accumulate=True):
     """dy [N, OC], x [N, C], w [OC, C] -> dx [N, C]; dw [OC, C] is added to (or written), db [OC] added to.
 
-    dx may be x itself, or None. With `gelu`, x is what the GELU before this layer was given: it becomes its GELU, which
-    is what dw takes, and dx (another array then) is the gradient by what x was.
+    dx may be x itself; each of the three may be None. With `gelu`, x is what the GELU before this layer was given: it
+    becomes its GELU, which is what dw takes, and dx (another array then) is the gradient by what x was.
     """
     if gelu:
         gemm(dx, dy, w, NN, epilogue=GELU_GRADIENT, extra=x)
-    gemm(dw, dy, x, TN, accumulate=accumulate)
+    if dw is not None:
+        gemm(dw, dy, x, TN, accumulate=accumulate)
     if db is not None:
         add_column_sums(db, dy)
     if dx is not None and not gelu:

@@ -12,7 +12,18 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from llmpy.kernels.cpu.emit import BF16, F32, I32, I64, broadcast, call, declare, load, store
+from llmpy.kernels.cpu.emit import (
+    BF16,
+    F32,
+    I64,
+    broadcast,
+    call,
+    declare,
+    load,
+    prefetch_line,
+    store,
+    stream_past_caches,
+)
 from llmpy.kernels.cpu.isa import TileShape
 
 # How a tile ends: it is written to C; added to C; or written past the caches, for what is not read again soon, which
@@ -44,8 +55,15 @@ def emit_tile(shape: TileShape, build: ir.IRBuilder, args: Any, pairs: bool = Fa
     cells = [(i, j) for i in range(shape.rows) for j in range(shape.vectors)]
     steps = build.lshr(depth, I64(1)) if pairs else depth
     multiply_add = _pair_product(build, shape.width) if pairs else _product(build, VEC)
+    names = ("fetch", "depth", "store", "add", "stream", "end")
+    fetch, loop, store_, add, stream, end = (build.append_basic_block(n) for n in names)
     entry = build.block
-    loop, store_, add, stream, end = (build.append_basic_block(n) for n in ("depth", "store", "add", "stream", "end"))
+    build.cbranch(build.icmp_signed("==", ending, I64(ADD)), fetch, loop)
+    build.position_at_end(fetch)  # what will be added to comes out of memory while the sums are made
+    for i in range(shape.rows):
+        row = build.add(c, build.mul(ldc, I64(i * 4)))
+        for line in range(0, shape.columns * 4, 64):
+            prefetch_line(build, build.add(row, I64(line)), write=True)
     build.branch(loop)
 
     build.position_at_end(loop)
@@ -60,10 +78,12 @@ def emit_tile(shape: TileShape, build: ir.IRBuilder, args: Any, pairs: bool = Fa
         for j in range(shape.vectors):
             grown[i, j] = multiply_add(sums[i, j], value, columns[j])
     k_next = build.add(k, I64(1))
-    k.add_incoming(I64(0), entry)
+    for block in (entry, fetch):
+        k.add_incoming(I64(0), block)
+        for cell in cells:
+            sums[cell].add_incoming(ir.Constant(VEC, None), block)
     k.add_incoming(k_next, loop)
     for cell in cells:
-        sums[cell].add_incoming(ir.Constant(VEC, None), entry)
         sums[cell].add_incoming(grown[cell], loop)
     done = build.append_basic_block("done")
     build.cbranch(build.icmp_signed("<", k_next, steps), loop, done)
@@ -80,8 +100,7 @@ def emit_tile(shape: TileShape, build: ir.IRBuilder, args: Any, pairs: bool = Fa
                 value = build.fadd(value, load(build, row, j * shape.width, VEC))
             stored = store(build, row, j * shape.width, value)
             if block is stream:
-                stored.align = shape.width * 4
-                stored.set_metadata("nontemporal", build.module.add_metadata([I32(1)]))
+                stream_past_caches(build, stored, shape.width * 4)
         build.branch(end)
     build.position_at_end(end)
 

@@ -13,7 +13,20 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from llmpy.kernels.cpu.emit import F32, I16, I32, I64, call, lanes, load, rounded, splat, store, widened
+from llmpy.kernels.cpu.emit import (
+    F32,
+    I16,
+    I32,
+    I64,
+    call,
+    lanes,
+    load,
+    rounded,
+    splat,
+    store,
+    stream_past_caches,
+    widened,
+)
 
 
 class Source(Enum):
@@ -64,8 +77,11 @@ def _read(build: ir.IRBuilder, source: Source, address: Any, stride: Any, count:
     return build.bitcast(build.or_(build.lshr(first, splat(I32, count, 16)), upper), floats)
 
 
-def make_copy(size: int, width: int, source: Source) -> Any:
-    """copy(source, stride, target): `size` words, in vectors of at most `width`; `stride` in bytes."""
+def make_copy(size: int, width: int, source: Source, stream: bool = False) -> Any:
+    """copy(source, stride, target): `size` words, in vectors of at most `width`; `stride` in bytes.
+
+    `stream`: past the caches, for what is not read again soon; the target begins at a whole vector.
+    """
     pieces = []
     start = 0
     while start < size:
@@ -77,19 +93,19 @@ def make_copy(size: int, width: int, source: Source) -> Any:
         address, stride, target = args
         for start, piece in pieces:
             words = _read(build, source, build.add(address, I64(start * source.bytes)), stride, piece)
-            store(build, target, start, words)
+            _put(build, target, start, words, stream)
 
     @intrinsic
     def copy(typingctx, address, stride, target):
         signature = types.void(types.uintp, types.int64, types.uintp)
-        return signature, call(f"llmpy_copy_{size}_{source.name}", [I64] * 3, body)
+        return signature, call(f"llmpy_copy_{size}_{source.name}_{stream}", [I64] * 3, body)
 
     return copy
 
 
-def make_transpose(size: int, source: Source) -> Any:
+def make_transpose(size: int, source: Source, stream: bool = False) -> Any:
     """transpose(source, stride, target, target_stride): a block of size x size words; size is a power of two, `stride`
-    counts bytes, `target_stride` words.
+    counts bytes, `target_stride` words. `stream`: as above.
 
     Rows are merged with the row `step` below, step = 1, 2, 4 ...: log2(size) rounds of two-source shuffles.
     """
@@ -97,13 +113,13 @@ def make_transpose(size: int, source: Source) -> Any:
     @intrinsic
     def transpose(typingctx, address, stride, target, target_stride):
         signature = types.void(types.uintp, types.int64, types.uintp, types.int64)
-        name = f"llmpy_transpose_{size}_{source.name}"
-        return signature, call(name, [I64] * 4, lambda build, args: _emit_transpose(size, source, build, args))
+        name = f"llmpy_transpose_{size}_{source.name}_{stream}"
+        return signature, call(name, [I64] * 4, lambda build, args: _emit_transpose(size, source, stream, build, args))
 
     return transpose
 
 
-def _emit_transpose(size: int, source: Source, build: ir.IRBuilder, args: Any) -> None:
+def _emit_transpose(size: int, source: Source, stream: bool, build: ir.IRBuilder, args: Any) -> None:
     address, stride, target, target_stride = args
     rows = [build.add(address, build.mul(stride, I64(i * source.rows))) for i in range(size)]
     block = [_read(build, source, row, stride, size) for row in rows]
@@ -118,4 +134,10 @@ def _emit_transpose(size: int, source: Source, build: ir.IRBuilder, args: Any) -
                 block[i + step] = build.shuffle_vector(upper, lower, lanes(high))
         step *= 2
     for i, row in enumerate(block):
-        store(build, build.add(target, build.mul(target_stride, I64(i * 4))), 0, row)
+        _put(build, build.add(target, build.mul(target_stride, I64(i * 4))), 0, row, stream)
+
+
+def _put(build: ir.IRBuilder, target: Any, offset: int, words: Any, stream: bool) -> None:
+    stored = store(build, target, offset, words)
+    if stream:
+        stream_past_caches(build, stored, 4 * words.type.count)

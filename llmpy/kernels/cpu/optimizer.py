@@ -9,7 +9,7 @@ import numpy as np
 from numba import get_num_threads, prange
 
 from llmpy.kernels.cpu.compile import boolean, f32, f64, helper, i64, kernel, matrix, vector
-from llmpy.kernels.cpu.epilogue import store_row
+from llmpy.kernels.cpu.epilogue import store_vector
 from llmpy.kernels.cpu.products import BFLOAT16
 from llmpy.kernels.cpu.scalars import fetch_add, round_at_random
 from llmpy.kernels.cpu.weights import PACKED, Weight
@@ -18,7 +18,7 @@ from llmpy.kernels.cpu.workspace import scratch
 BLOCK = 65536  # numbers to a task
 ROWS, COLUMNS = BFLOAT16.NR, 16 * BFLOAT16.NR  # of a weight to a task: whole panels, and 100 KB in the second cache
 NR = BFLOAT16.NR
-pack_b = BFLOAT16.pack_b
+pack_b, stream_b = BFLOAT16.pack_b, BFLOAT16.stream_b
 
 
 def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale, weight=None, rounding=0):
@@ -70,27 +70,31 @@ def _adamw(p, g, m, v, rate, one_minus_beta1, one_minus_beta2, v_scale, eps, dec
 
 @helper
 def _round_row(out, p, index, rounding):
-    """p -> out, rounded at random where `rounding` is not 0; `index` is the first number's place in the matrix."""
-    if rounding == 0:
-        for i in range(p.size):
-            out[i] = p[i]
-    else:
-        for i in range(p.size):
-            out[i] = round_at_random(p[i], index + i, rounding)
+    """p -> out, rounded at random; `index` is the first number's place in the matrix."""
+    for i in range(out.size):
+        out[i] = round_at_random(p[i], index + i, rounding)
 
 
 @helper
-def _pack_block(block, rows, columns, r0, c0, height, width, OC_depth, C_depth):
-    """block, float32 [height, width] -> its places in the panels of the weight; see weights.py."""
-    source = block.ctypes.data
+def _pack_block(source, stride, rows, columns, r0, c0, height, width, OC_depth, C_depth):
+    """float32 [height, width] at an address, rows `stride` apart -> its places in the panels of the weight; see
+    weights.py."""
     if not PACKED:
         for r in range(height):
-            store_row(rows + ((r0 + r) * C_depth + c0) * 2, block[r * width : (r + 1) * width], True)
+            store_vector(rows + ((r0 + r) * C_depth + c0) * 2, source + r * stride * 4, width, True)
         return
-    pack_b(rows + (r0 // NR * C_depth + c0) * NR * 2, source, width, height, width, True, True)
+    row_panel = rows + (r0 // NR * C_depth + c0) * NR * 2
+    aligned = rows % 64 == 0 and columns % 64 == 0  # then so is every panel
+    if aligned:  # the products that read it come when no cache has it any more
+        stream_b(row_panel, source, stride, height, width, True, True)
+    else:
+        pack_b(row_panel, source, stride, height, width, True, True)
     for c in range(0, width, NR):
         panel = columns + ((c0 + c) // NR * OC_depth + r0) * NR * 2
-        pack_b(panel, source + c * 4, width, min(NR, width - c), height, False, True)
+        if aligned:
+            stream_b(panel, source + c * 4, stride, min(NR, width - c), height, False, True)
+        else:
+            pack_b(panel, source + c * 4, stride, min(NR, width - c), height, False, True)
 
 
 _weight_signature = (
@@ -116,12 +120,14 @@ def _adamw_weight(
             r0, c0 = task // across * ROWS, task % across * COLUMNS
             height, width = min(ROWS, OC - r0), min(COLUMNS, C - c0)
             for r in range(height):
-                p_, out = p[r0 + r, c0 : c0 + width], block[r * width : (r + 1) * width]
+                p_ = p[r0 + r, c0 : c0 + width]
                 if update:
                     g_, m_, v_ = g[r0 + r, c0 : c0 + width], m[r0 + r, c0 : c0 + width], v[r0 + r, c0 : c0 + width]
                     _update(p_, g_, m_, v_, rate, one_minus_beta1, one_minus_beta2, v_scale, eps, decay, grad_scale)
-                _round_row(out, p_, (r0 + r) * C + c0, rounding)
-            _pack_block(block, rows, columns, r0, c0, height, width, OC_depth, C_depth)
+                if rounding != 0:
+                    _round_row(block[r * width : (r + 1) * width], p_, (r0 + r) * C + c0, rounding)
+            source, stride = (block.ctypes.data, width) if rounding != 0 else (p[r0, c0:].ctypes.data, C)
+            _pack_block(source, stride, rows, columns, r0, c0, height, width, OC_depth, C_depth)
 
 
 def global_norm(g):

@@ -32,10 +32,10 @@ class Panel(Enum):
         return 4 if self is Panel.FLOATS else 2
 
 
-def make_packer(R: int, panel: Panel, step: int, width: int) -> Any:
+def make_packer(R: int, panel: Panel, step: int, width: int, stream: bool = False) -> Any:
     """pack(panel, source, stride, rows, depth, along, wide) for panels of R rows, as deep as a multiple of `step`, on a
-    machine with vectors of `width` words."""
-    pack_float32, pack_bfloat16 = _make_packer(R, panel, step, width, True), _make_packer(R, panel, step, width, False)
+    machine with vectors of `width` words. `stream`: past the caches; panels then begin at whole vectors."""
+    pack_float32, pack_bfloat16 = (_make_packer(R, panel, step, width, wide, stream) for wide in (True, False))
 
     @helper
     def pack(panel, source, stride, rows, depth, along, wide):
@@ -52,15 +52,15 @@ def make_packer(R: int, panel: Panel, step: int, width: int) -> Any:
     return pack
 
 
-def _make_packer(R: int, panel: Panel, step: int, width: int, wide: bool) -> Any:
+def _make_packer(R: int, panel: Panel, step: int, width: int, wide: bool, stream: bool) -> Any:
     item = 4 if wide else 2  # bytes of a number in the matrix
     if panel is Panel.FLOATS:
-        whole = _make_floats(R, width, Source.FLOATS if wide else Source.WIDENED, item)
+        whole = _make_floats(R, width, Source.FLOATS if wide else Source.WIDENED, item, stream)
     else:
         along_source = Source.ROUNDED_PAIRS if wide else Source.PAIRS
         across_source = Source.ROUNDED_ROW_PAIRS if wide else Source.ROW_PAIRS
         make = _make_pairs if panel is Panel.PAIRS else _make_rows
-        whole = make(R, width, along_source, across_source, item)
+        whole = make(R, width, along_source, across_source, item, stream)
     cell, get = _make_cell(R, panel), load_float if wide else load_bfloat16
     put = store_float if panel is Panel.FLOATS else store_bfloat16
 
@@ -101,9 +101,9 @@ def _make_cell(R: int, panel: Panel) -> Any:
 # What follows packs a panel with all its rows as deep as whole vectors go, and returns how deep that was.
 
 
-def _make_floats(R: int, width: int, source: Source, item: int) -> Any:
+def _make_floats(R: int, width: int, source: Source, item: int, stream: bool) -> Any:
     block = min(width, R & -R)  # the largest power of two that divides R
-    transpose, copy = make_transpose(block, source), make_copy(R, width, source)
+    transpose, copy = make_transpose(block, source, stream), make_copy(R, width, source, stream)
 
     @helper
     def whole(panel, source, stride, depth, along):
@@ -119,9 +119,9 @@ def _make_floats(R: int, width: int, source: Source, item: int) -> Any:
     return whole
 
 
-def _make_pairs(R: int, width: int, along_source: Source, across_source: Source, item: int) -> Any:
+def _make_pairs(R: int, width: int, along_source: Source, across_source: Source, item: int, stream: bool) -> Any:
     block = min(width, R & -R)
-    transpose, copy = make_transpose(block, along_source), make_copy(R, width, across_source)
+    transpose, copy = make_transpose(block, along_source, stream), make_copy(R, width, across_source, stream)
 
     @helper
     def whole(panel, source, stride, depth, along):
@@ -137,8 +137,8 @@ def _make_pairs(R: int, width: int, along_source: Source, across_source: Source,
     return whole
 
 
-def _make_rows(R: int, width: int, along_source: Source, across_source: Source, item: int) -> Any:
-    transpose, copy = make_transpose(16, across_source), make_copy(16, width, along_source)
+def _make_rows(R: int, width: int, along_source: Source, across_source: Source, item: int, stream: bool) -> Any:
+    transpose, copy = make_transpose(16, across_source, stream), make_copy(16, width, along_source, stream)
 
     @helper
     def whole(panel, source, stride, depth, along):

@@ -18,7 +18,8 @@ class Products:
     number in a panel.
 
     tile(depth, a, b, c, ldc, ending) multiplies panels; pack_a and pack_b(panel, source, stride, rows, depth, along,
-    wide) make them. A thread calls begin() before its first tile and end() after its last.
+    wide) make them; stream_b does it past the caches. A thread calls begin() before its first tile and end() after its
+    last.
     """
 
     MR: int
@@ -28,6 +29,7 @@ class Products:
     tile: Any
     pack_a: Any
     pack_b: Any
+    stream_b: Any
     begin: Any
     end: Any
 
@@ -46,7 +48,8 @@ def _make(
 ) -> Products:
     step, width = max(panel_a.step, panel_b.step), ISA.tile.width
     pack_a, pack_b = make_packer(MR, panel_a, step, width), make_packer(NR, panel_b, step, width)
-    return Products(MR, NR, step, panel_b.bytes, tile, pack_a, pack_b, begin, end)
+    stream_b = make_packer(NR, panel_b, step, width, stream=True)
+    return Products(MR, NR, step, panel_b.bytes, tile, pack_a, pack_b, stream_b, begin, end)
 
 
 def _vectors(pairs: bool) -> Products:

@@ -6,7 +6,6 @@ they do nothing.
 
 from __future__ import annotations
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -15,10 +14,9 @@ from llmpy.kernels.cpu.emit import (
     I16,
     I32,
     I64,
-    VOID,
     call,
-    declare,
     load,
+    prefetch_line,
     rounded,
     store,
     upper_halves,
@@ -148,22 +146,31 @@ def fetch_add(typingctx, address):
 
 
 @intrinsic
-def prefetch(typingctx, address, size):
-    """Asks for so many bytes from an address on, into the second cache."""
+def prefetch(typingctx, address, size, rows, stride):
+    """Asks for `size` bytes of each of `rows` rows, `stride` bytes apart, into the second cache."""
 
     def body(build, args):
-        pointer = ir.PointerType(ir.IntType(8))
-        fetch = declare(build, "llvm.prefetch.p0", ir.FunctionType(VOID, [pointer, I32, I32, I32]))
-        entry, loop, end = build.block, build.append_basic_block("line"), build.append_basic_block("end")
-        build.cbranch(build.icmp_signed(">", args[1], I64(0)), loop, end)
-        build.position_at_end(loop)
+        start, size, rows, stride = args
+        entry = build.block
+        row, line, following, end = (build.append_basic_block(name) for name in ("row", "line", "next", "end"))
+        build.cbranch(build.icmp_signed(">", size, I64(0)), row, end)
+        build.position_at_end(row)
+        i = build.phi(I64)
+        row_start = build.add(start, build.mul(i, stride))
+        build.branch(line)
+        build.position_at_end(line)
         at = build.phi(I64)
-        at.add_incoming(I64(0), entry)
-        line = build.inttoptr(build.add(args[0], at), pointer)
-        build.call(fetch, [line, I32(0), I32(2), I32(1)])  # to read; kept in the second cache; data
-        following = build.add(at, I64(64))
-        at.add_incoming(following, loop)
-        build.cbranch(build.icmp_signed("<", following, args[1]), loop, end)
+        prefetch_line(build, build.add(row_start, at))
+        at_next = build.add(at, I64(64))
+        at.add_incoming(I64(0), row)
+        at.add_incoming(at_next, line)
+        build.cbranch(build.icmp_signed("<", at_next, size), line, following)
+        build.position_at_end(following)
+        i_next = build.add(i, I64(1))
+        i.add_incoming(I64(0), entry)
+        i.add_incoming(i_next, following)
+        build.cbranch(build.icmp_signed("<", i_next, rows), row, end)
         build.position_at_end(end)
 
-    return types.void(types.uintp, types.int64), call("llmpy_prefetch", [I64] * 2, body)
+    kinds = (types.uintp, types.int64, types.int64, types.int64)
+    return types.void(*kinds), call("llmpy_prefetch", [I64] * 4, body)

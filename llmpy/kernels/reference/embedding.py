@@ -1,14 +1,17 @@
-"""Token and position embedding: x[b, t] = wte[tokens[b, t]] + wpe[start + t]."""
+"""Token and position embedding: x[b, t] = wte[tokens[b, t]] + wpe[start + t]; without wpe, of tokens alone."""
 
 import numpy as np
 
 
-def embedding_forward(x, tokens, wte, wpe, start=0):
+def embedding_forward(x, tokens, wte, wpe=None, start=0):
     """tokens int32 [B, T], wte [V, C], wpe [maxT, C] -> x [B, T, C]; `start` is the position of the first token."""
-    x[:] = wte[tokens] + wpe[start : start + tokens.shape[1]]
+    x[:] = wte[tokens]
+    if wpe is not None:
+        x += wpe[start : start + tokens.shape[1]]
 
 
 def embedding_backward(dwte, dwpe, dx, tokens):
-    """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C] are added to."""
+    """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C], or None, are added to."""
     np.add.at(dwte, tokens, dx)
-    dwpe[: tokens.shape[1]] += dx.sum(0)
+    if dwpe is not None:
+        dwpe[: tokens.shape[1]] += dx.sum(0)

@@ -1,0 +1,67 @@
+"""GGUF files written with the official library: the other side of the tests of these files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from llmpy.config import LlamaConfig
+from llmpy.formats.parts import parts
+from llmpy.parameters import Parameters
+
+QUANTS = gguf.GGMLQuantizationType
+
+
+def names(layers: int = 3) -> dict[str, str]:
+    """Hugging Face's name of a tensor -> GGUF's, as the library has it."""
+    mapping = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    return {key: value for key, (_, value) in mapping.mapping.items()}
+
+
+def write_llama(
+    path: Path,
+    config: LlamaConfig,
+    parameters: Parameters,
+    kind: QUANTS = QUANTS.F32,
+    metadata: dict[str, Any] | None = None,
+    tensors: dict[str, np.ndarray] | None = None,
+    layers: int = 3,
+) -> Path:
+    """The model, its matrices of type `kind`, all else float32; `metadata` (None: left out) and `tensors` are added."""
+    architecture = "llama" if config.rope_interleaved else "qwen2"
+    writer = gguf.GGUFWriter(path, architecture)
+    entries: dict[str, Any] = {
+        "context_length": config.context,
+        "block_count": config.layers,
+        "attention.head_count": config.heads,
+        "attention.head_count_kv": config.kv_heads,
+        "embedding_length": config.channels,
+        "feed_forward_length": config.hidden,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        "rope.freq_base": config.rope_theta,
+        "attention.key_length": config.head_size,
+    }
+    for name, value in (entries | (metadata or {})).items():
+        if value is None:
+            continue
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        add[type(value)](name if name.startswith("tokenizer.") else f"{architecture}.{name}", value)
+    known = names(layers)
+    found = {}
+    for part in parts(config):
+        stem, _, suffix = part.huggingface.rpartition(".")
+        found[f"{known[stem]}.{suffix}"] = part.of(parameters)
+    for name, array in (found | (tensors or {})).items():
+        array = np.ascontiguousarray(array, np.float32)
+        if kind == QUANTS.F32 or array.ndim == 1 or array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
+            writer.add_tensor(name, array)
+        else:
+            writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
