@@ -12,7 +12,10 @@ from llmpy.kernels import cpu
 from llmpy.kernels.cpu import isa
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = tuple(isa.INSTRUCTION_SETS)
+# Each is compiled for minutes after any change of the kernels. Of those that share a kind of tile, one is enough as a
+# rule: avx2 has vectors of its own width, numpy no product of ours in float32, and amx-emulated the matrix tiles.
+OFTEN = ("avx2", "numpy", "amx-emulated")
+NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in isa.INSTRUCTION_SETS]
 FILES = ("linear", "attention", "bfloat16", "bfloat16_attention", "weights")
 # Of attention: every head size, grouped queries, a long sequence.
 ATTENTION = "129-2-2 or 2-65-4-1-24 or 1025"
@@ -41,9 +44,10 @@ def start_tests(name):
 
 
 @pytest.fixture(scope="module")
-def running():
-    """All of them started at once: most of the time goes to compilation, on one core each."""
-    processes = {name: start_tests(name) for name in NAMES if name in isa.available() and name != isa.choose().name}
+def running(request):
+    """All that are asked for started at once: most of the time goes to compilation, on one core each."""
+    asked = [item.callspec.params["name"] for item in request.session.items if "running" in item.fixturenames]
+    processes = {name: start_tests(name) for name in asked if name in isa.available() and name != isa.choose().name}
     yield processes
     for process in processes.values():
         if process.poll() is None:
