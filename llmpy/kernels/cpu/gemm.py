@@ -178,8 +178,8 @@ def gemm(c, a, b, layout, accumulate=False, epilogue=NOTHING, bias=_NO_VECTOR, e
     """c [M, N] = A B, or += with `accumulate`; then the epilogue: bias [N], and `extra` [M, N] as residual, GELU's
     output or input (which GELU_GRADIENT replaces by its GELU).
 
-    All float32; or in bfloat16, where float32 operands are rounded on the way, c may be either, and b may be a `Weight`
-    for the layouts NT and NN.
+    All float32; or in bfloat16, where an operand may be float32 (rounded on the way into its panels, if they are
+    bfloat16), c may be either, and b may be a `Weight` for the layouts NT and NN.
     """
     narrow = isinstance(b, Weight) or any(array.dtype == ml_dtypes.bfloat16 for array in (c, a, b))
     if extra is None:

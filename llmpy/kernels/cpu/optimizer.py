@@ -1,5 +1,5 @@
-"""AdamW (Loshchilov, Hutter 2017) over flat buffers, and the norm that gradient clipping needs. Both run at the speed
-of memory; weights that are kept in bfloat16 too are packed on the way, while the new values are in the cache."""
+"""AdamW (Loshchilov, Hutter 2017) over flat buffers, and the norm that gradient clipping needs; and the packing of
+weights that are kept in bfloat16 too. All run at the speed of memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import math
 import numpy as np
 from numba import get_num_threads, prange
 
-from llmpy.kernels.cpu.compile import boolean, f32, f64, helper, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.compile import f32, f64, helper, i64, kernel, matrix, vector
 from llmpy.kernels.cpu.epilogue import store_vector
 from llmpy.kernels.cpu.products import BFLOAT16
 from llmpy.kernels.cpu.scalars import fetch_add, round_at_random
-from llmpy.kernels.cpu.weights import PACKED, Weight
+from llmpy.kernels.cpu.weights import PACKED
 from llmpy.kernels.cpu.workspace import scratch
 
 BLOCK = 65536  # numbers to a task
@@ -24,55 +24,45 @@ pack_b, stream_b = BFLOAT16.pack_b, BFLOAT16.stream_b
 def adamw(p, g, m, v, lr, beta1, beta2, eps, weight_decay, step, grad_scale, weight=None, rounding=0):
     """p, g, m, v [n]: one step; `step` counts from 1; `grad_scale` multiplies g (clipping). m, v and p are updated.
 
-    With a `weight` they are [OC, C], and it becomes the new p in bfloat16: the nearest, or where `rounding` is not 0,
-    up or down at random with that seed (32 bits), so that the mean is p.
+    With a `weight` they are [OC, C], and it becomes the new p as `pack_weight` makes it.
     """
-    rate = lr / (1 - beta1**step)
-    numbers = (rate, 1 - beta1, 1 - beta2, 1 / math.sqrt(1 - beta2**step), eps, lr * weight_decay, grad_scale)
-    if weight is None:
-        _adamw(p, g, m, v, *numbers)
-    else:
-        _run(weight, p, g, m, v, numbers, True, rounding)
+    rate, v_scale = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
+    flat = (x.reshape(-1) for x in (p, g, m, v))
+    _adamw(*flat, rate, 1 - beta1, 1 - beta2, v_scale, eps, lr * weight_decay, grad_scale)
+    if weight is not None:
+        pack_weight(weight, p, rounding)
 
 
 def pack_weight(weight, w, rounding=0):
-    """w, float32 [OC, C] -> the weight; `rounding` as above."""
-    _run(weight, w, w, w, w, (0.0,) * 7, False, rounding)
-
-
-def _run(weight: Weight, p, g, m, v, numbers, update, rounding):
+    """w, float32 [OC, C] -> the weight: the nearest bfloat16 numbers, or where `rounding` is not 0, above or below at
+    random with that seed (32 bits), so that the mean is w."""
     OC, C = weight.shape
     rows, columns = weight.addresses
+    depths = BFLOAT16.padded(OC), BFLOAT16.padded(C)
     space = scratch("packed weight", get_num_threads(), ROWS * COLUMNS)
     counter = scratch("packed weight count", 8, dtype=np.int64)
-    depths = BFLOAT16.padded(OC), BFLOAT16.padded(C)
-    _adamw_weight(p, g, m, v, *numbers, update, rounding, rows, columns, *depths, space, counter, get_num_threads())
-
-
-@helper
-def _update(p, g, m, v, rate, one_minus_beta1, one_minus_beta2, v_scale, eps, decay, grad_scale):
-    """rate = lr / (1 - beta1^step) and v_scale = 1 / sqrt(1 - beta2^step) carry the corrections of the two biases."""
-    for i in range(p.size):
-        grad = g[i] * grad_scale
-        m[i] += one_minus_beta1 * (grad - m[i])
-        v[i] += one_minus_beta2 * (grad * grad - v[i])
-        p[i] -= rate * m[i] / (np.sqrt(v[i]) * v_scale + eps) + decay * p[i]
+    _pack_weight(w, rounding, rows, columns, *depths, space, counter, get_num_threads())
 
 
 @kernel(vector, vector, vector, vector, f32, f32, f32, f32, f32, f32, f32)
 def _adamw(p, g, m, v, rate, one_minus_beta1, one_minus_beta2, v_scale, eps, decay, grad_scale):
+    """rate = lr / (1 - beta1^step) and v_scale = 1 / sqrt(1 - beta2^step) carry the corrections of the two biases."""
     for block in prange((p.size + BLOCK - 1) // BLOCK):
         start, end = block * BLOCK, min(p.size, (block + 1) * BLOCK)
         # Views counted from 0: an index that might be negative keeps LLVM from vectorising.
         p_, g_, m_, v_ = p[start:end], g[start:end], m[start:end], v[start:end]
-        _update(p_, g_, m_, v_, rate, one_minus_beta1, one_minus_beta2, v_scale, eps, decay, grad_scale)
+        for i in range(p_.size):
+            grad = g_[i] * grad_scale
+            m_[i] += one_minus_beta1 * (grad - m_[i])
+            v_[i] += one_minus_beta2 * (grad * grad - v_[i])
+            p_[i] -= rate * m_[i] / (np.sqrt(v_[i]) * v_scale + eps) + decay * p_[i]
 
 
 @helper
-def _round_row(out, p, index, rounding):
-    """p -> out, rounded at random; `index` is the first number's place in the matrix."""
+def _round_row(out, w, index, rounding):
+    """w -> out, rounded at random; `index` is the first number's place in the matrix."""
     for i in range(out.size):
-        out[i] = round_at_random(p[i], index + i, rounding)
+        out[i] = round_at_random(w[i], index + i, rounding)
 
 
 @helper
@@ -97,18 +87,10 @@ def _pack_block(source, stride, rows, columns, r0, c0, height, width, OC_depth, 
             pack_b(panel, source + c * 4, stride, min(NR, width - c), height, False, True)
 
 
-_weight_signature = (
-    *(matrix,) * 4, *(f32,) * 7, boolean, i64, i64, i64, i64, i64, matrix, i64[::1], i64
-)  # fmt: skip
-
-
-@kernel(*_weight_signature, precisions=("bfloat16",))
-def _adamw_weight(
-    p, g, m, v, rate, one_minus_beta1, one_minus_beta2, v_scale, eps, decay, grad_scale,
-    update, rounding, rows, columns, OC_depth, C_depth, space, counter, threads,
-):  # fmt: skip
-    """Tasks are blocks of ROWS x COLUMNS: updated, rounded, and packed both ways before they leave the cache."""
-    OC, C = p.shape
+@kernel(matrix, *(i64,) * 5, matrix, i64[::1], i64, precisions=("bfloat16",))
+def _pack_weight(w, rounding, rows, columns, OC_depth, C_depth, space, counter, threads):
+    """Tasks are blocks of ROWS x COLUMNS: rounded, and packed both ways while they are in the cache."""
+    OC, C = w.shape
     across = (C + COLUMNS - 1) // COLUMNS
     counter[0] = 0
     for thread in prange(threads):
@@ -119,14 +101,12 @@ def _adamw_weight(
                 break
             r0, c0 = task // across * ROWS, task % across * COLUMNS
             height, width = min(ROWS, OC - r0), min(COLUMNS, C - c0)
-            for r in range(height):
-                p_ = p[r0 + r, c0 : c0 + width]
-                if update:
-                    g_, m_, v_ = g[r0 + r, c0 : c0 + width], m[r0 + r, c0 : c0 + width], v[r0 + r, c0 : c0 + width]
-                    _update(p_, g_, m_, v_, rate, one_minus_beta1, one_minus_beta2, v_scale, eps, decay, grad_scale)
-                if rounding != 0:
-                    _round_row(block[r * width : (r + 1) * width], p_, (r0 + r) * C + c0, rounding)
-            source, stride = (block.ctypes.data, width) if rounding != 0 else (p[r0, c0:].ctypes.data, C)
+            source, stride = w[r0, c0:].ctypes.data, C
+            if rounding != 0:
+                source, stride = block.ctypes.data, width
+                for r in range(height):
+                    out = block[r * width : (r + 1) * width]
+                    _round_row(out, w[r0 + r, c0 : c0 + width], (r0 + r) * C + c0, rounding)
             _pack_block(source, stride, rows, columns, r0, c0, height, width, OC_depth, C_depth)
 
 
