@@ -80,13 +80,26 @@ def our_product(product: dict[str, Any], threads: int) -> Callable[[], np.ndarra
     from llmpy.kernels.cpu.gemm import NN, NT, TN, gemm
 
     x, w, dy = work.operands()
-    operands = {"forward": (dy, x, w, NT), "dx": (x, dy, w, NN), "dw": (work.gradient(w), dy, x, TN)}[work.kind]
+    weight = w if work.precision == "float32" else packed(w)
+    operands = {"forward": (dy, x, weight, NT), "dx": (x, dy, weight, NN), "dw": (work.gradient(w), dy, x, TN)}
+    c, a, b, layout = operands[work.kind]
 
     def run() -> np.ndarray:
-        gemm(*operands)
-        return operands[0]
+        gemm(c, a, b, layout)
+        return c
 
     return run
+
+
+def packed(w: np.ndarray) -> Any:
+    """A bfloat16 weight [OC, C] as a model has it: packed by the optimizer, once for all the products of a step."""
+    from llmpy.kernels import cpu
+
+    plan = MemoryPlan()
+    plan.add("operands", "weight", cpu.weight_size(*w.shape), dtype=w.dtype.type)
+    weight = cpu.Weight(plan.take()["weight"], *w.shape)
+    cpu.pack_weight(weight, w.astype(np.float32))
+    return weight
 
 
 def numpy_product(product: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
