@@ -16,6 +16,7 @@ LAYERS = (
     (
         "llmpy.assembly",
         "llmpy.bench",
+        "llmpy.chat",
         "llmpy.engine",
         "llmpy.evals",
         "llmpy.monitor",
@@ -29,6 +30,7 @@ LAYERS = (
         "llmpy.formats",
         "llmpy.models",
         "llmpy.sentencepiece_files",
+        "llmpy.streaming",
         "llmpy.tokenizer_files",
         "llmpy.tokenizer_training",
         "llmpy.tokenizers",
