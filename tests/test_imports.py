@@ -17,6 +17,7 @@ LAYERS = (
         "llmpy.assembly",
         "llmpy.bench",
         "llmpy.chat",
+        "llmpy.chat_templates",
         "llmpy.engine",
         "llmpy.evals",
         "llmpy.monitor",
@@ -43,7 +44,7 @@ LAYERS = (
 )
 HEAVY = (
     *("numba", "llvmlite", "torch", "transformers", "tokenizers", "tiktoken", "sentencepiece", "huggingface_hub"),
-    "matplotlib",
+    *("jinja2", "matplotlib"),
 )
 
 

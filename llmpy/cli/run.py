@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmpy.cli import generation
+from llmpy.cli import chat, generation
 from llmpy.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,9 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print, instead of the text, a line of JSON for each token, with its log-probability",
     )
+    parser.add_argument(
+        "-m", "--mode", choices=["generate", "chat"], default="generate", help="chat is llmpy chat (default generate)"
+    )
+    parser.add_argument("-y", "--system-prompt", dest="system", metavar="TEXT", help="with -m chat: told before all")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.mode == "chat":
+        return converse(args)
+    if args.system is not None:
+        raise UserError("a system prompt (-y) belongs to a conversation: add -m chat, or use llmpy chat")
     prompt = read_prompt(args)
     seed = generation.seed(args)
 
@@ -83,6 +91,16 @@ def run(args: argparse.Namespace) -> int:
         print_logprobs(clock, logprobs, tokenizer, streams)
     print(clock.report(len(ids), start) + f"; --seed {seed}", file=sys.stderr)
     return 0
+
+
+def converse(args: argparse.Namespace) -> int:
+    """llama2.c's chat mode: the prompt is the first message, and stdin has the others."""
+    flags = {"--prompt-file": args.prompt_file, "--logprobs": args.logprobs, "--no-stop": args.no_stop}
+    flags |= {"--num-samples": args.num_samples != 1, "both PROMPT and -i": args.prompt and args.prompt_flag}
+    if wrong := next((flag for flag, given in flags.items() if given), None):
+        raise UserError(f"{wrong} does not go together with -m chat")
+    args.prompt, args.template = args.prompt or args.prompt_flag, None
+    return chat.run(args)
 
 
 def read_prompt(args: argparse.Namespace) -> str:
