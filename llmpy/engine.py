@@ -5,6 +5,7 @@ The engine knows nothing about text but for `stream`, which puts a tokenizer on 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
 
@@ -16,7 +17,8 @@ from llmpy.errors import UserError
 from llmpy.models import Decoder, new_decoder
 from llmpy.parameters import Parameters
 from llmpy.rng import Xorshift
-from llmpy.sampling import Sampling, sample
+from llmpy.sampling import Sampling, log_probability, sample
+from llmpy.streaming import TextStream, text_pieces
 from llmpy.tokenizers import StreamDecoder, Tokenizer
 from llmpy.weights import BFloat16Weights
 
@@ -50,6 +52,11 @@ class Engine:
         self.tokenizer: Tokenizer | None = tokenizer or getattr(model, "tokenizer", None)
         self._decoder: Decoder | None = None
 
+    @property
+    def context(self) -> int:
+        """How many tokens can be looked back at: what the model was trained for, or what there is memory for."""
+        return (self._decoder or self._take_decoder(1)).config.context
+
     def generate(
         self,
         prompt: Sequence[int] | np.ndarray,
@@ -60,11 +67,18 @@ class Engine:
         seed: int = 42,
         stop_ids: Collection[int] = (),
         num_samples: int = 1,
+        *,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = 64,
+        logprobs: list[list[float | None]] | None = None,
     ) -> Iterator[list[int | None]]:
         """Continue the prompt: for every step one id a sample, None for a sample that has stopped; ends when all have.
 
         Sample i draws with seed + i, so that it is the one that the seed alone would give. Where the context is full,
-        its last half is kept and read again. Raises UserError at once for what cannot be done.
+        its last half is kept and read again. A list `logprobs` gets, step by step, the natural logarithms of the
+        probabilities that the model itself gave the ids, before temperature, penalty and all that leaves tokens out.
+        `llmpy.sampling.Sampling` says what the other settings do. Raises UserError at once for what cannot be done.
         """
         prompt = np.asarray(prompt, np.int64)
         V = self.model.config.vocab_size
@@ -75,12 +89,18 @@ class Engine:
             raise UserError(f"the prompt has token {wrong}, the model a vocabulary of {V}: is it the right tokenizer?")
         if num_samples < 1 or max_tokens < 0:
             raise UserError(f"cannot make {num_samples} samples of {max_tokens} tokens")
-        sampling = Sampling(temperature, top_k, top_p)
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, repetition_window)
         randoms = [Xorshift(seed + i) for i in range(num_samples)]
-        return self._generate(prompt.astype(np.int32), max_tokens, sampling, randoms, frozenset(stop_ids))
+        return self._generate(prompt.astype(np.int32), max_tokens, sampling, randoms, frozenset(stop_ids), logprobs)
 
     def _generate(
-        self, prompt: np.ndarray, max_tokens: int, sampling: Sampling, randoms: list[Xorshift], stop_ids: frozenset[int]
+        self,
+        prompt: np.ndarray,
+        max_tokens: int,
+        sampling: Sampling,
+        randoms: list[Xorshift],
+        stop_ids: frozenset[int],
+        logprobs: list[list[float | None]] | None,
     ) -> Iterator[list[int | None]]:
         decoder, S = self._take_decoder(len(randoms)), len(randoms)
         T = decoder.config.context  # the model's, or what there is memory for
@@ -91,15 +111,26 @@ class Engine:
         logits = decoder.prefill(context[:1, :position])
         running = [True] * S
         newest = np.zeros(S, np.int32)
+        window = sampling.repetition_window
+        recent = [deque(prompt[-window:].tolist(), maxlen=window) for _ in range(S)]
         for step in range(max_tokens):
             ids: list[int | None] = [None] * S
             for i in range(S):
                 if running[i]:
-                    newest[i] = token = sample(logits[i % len(logits), :V], sampling, randoms[i])
+                    newest[i] = token = sample(logits[i % len(logits), :V], sampling, randoms[i], recent[i])
+                    recent[i].append(token)
                     running[i] = token not in stop_ids
                     ids[i] = token if running[i] else None
             if not any(running):
                 return
+            if logprobs is not None:
+                rows = (logits[i % len(logits), :V] for i in range(S))
+                logprobs.append(
+                    [
+                        None if token is None else log_probability(row, token)
+                        for token, row in zip(ids, rows, strict=True)
+                    ]
+                )
             yield ids
             if step == max_tokens - 1:
                 return
@@ -129,24 +160,33 @@ class Engine:
         top_p: float = 0.9,
         seed: int = 42,
         stop: bool = True,
+        *,
+        stop_strings: Sequence[str] = (),
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        repetition_window: int = 64,
     ) -> Iterator[str]:
         """Continue a text, in pieces of whole characters as they are made; from nothing if it is empty.
 
-        Ends where the model ends the text, unless `stop` is False. Raises UserError where there is no tokenizer.
+        Ends where the model ends the text, unless `stop` is False, and before the first of `stop_strings`. Raises
+        UserError where there is no tokenizer.
         """
         if self.tokenizer is None:
             raise UserError("the model has no tokenizer beside it: give Engine one (tokenizer=)")
         ids, stop_ids = prompt_ids(self.tokenizer, prompt), stop_ids_of(self.tokenizer, stop)
-        steps = self.generate(ids, max_tokens, temperature, top_k, top_p, seed, stop_ids)
-        return _decode(steps, StreamDecoder(self.tokenizer, int(ids[-1])))
-
-
-def _decode(steps: Iterator[list[int | None]], decoder: StreamDecoder) -> Iterator[str]:
-    for [token] in steps:
-        if token is not None and (piece := decoder.feed(token)):
-            yield piece
-    if rest := decoder.finish():
-        yield rest
+        steps = self.generate(
+            ids,
+            max_tokens,
+            temperature,
+            top_k,
+            top_p,
+            seed,
+            stop_ids,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            repetition_window=repetition_window,
+        )
+        return text_pieces(steps, TextStream(StreamDecoder(self.tokenizer, int(ids[-1])), stop_strings))
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> np.ndarray:

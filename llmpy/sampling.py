@@ -1,7 +1,8 @@
-"""From logits to the next token: greedy, temperature, top-k, top-p, as llama2.c and llm.c draw it."""
+"""From logits to the next token: greedy, temperature, top-k, top-p, as llama2.c and llm.c draw it; min-p; a penalty."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +17,20 @@ class Sampling:
 
     temperature: 0 takes the likeliest token; 1 draws from the model's own distribution; more flattens it.
     top_k: draw among the k likeliest (0: among all). top_p: draw among the fewest likeliest tokens whose
-    probabilities exceed p together (Holtzman et al. 2019; 0 or 1: among all).
+    probabilities exceed p together (Holtzman et al. 2019; 0 or 1: among all). min_p: among what is left, draw only
+    what has at least this share of the likeliest one's probability (Nguyen et al. 2024; 0: all).
+
+    repetition_penalty divides the logits above 0 of the last `repetition_window` tokens, and multiplies those below,
+    once for a token however often it was there (Keskar et al. 2019, CTRL; over a window, the prompt's tokens among
+    them, as llama.cpp has it; 1: none). It comes first, and greedy choice heeds it too.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 0.9
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int = 64
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -30,13 +39,22 @@ class Sampling:
             raise UserError(f"top-k must be 0 (all tokens) or more, not {self.top_k}")
         if not 0 <= self.top_p <= 1:
             raise UserError(f"top-p must be between 0 and 1, not {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min-p must be between 0 and 1, not {self.min_p}")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise UserError(f"the repetition penalty must be more than 0 (1: none), not {self.repetition_penalty}")
+        if self.repetition_window < 1:
+            raise UserError(f"the repetition window must be 1 token or more, not {self.repetition_window}")
 
 
-def sample(logits: np.ndarray, sampling: Sampling, random: Xorshift) -> int:
+def sample(logits: np.ndarray, sampling: Sampling, random: Xorshift, recent: Collection[int] = ()) -> int:
     """logits float32 [V] -> a token. One number is drawn from `random`, none where the temperature is 0.
 
-    Raises UserError where the logits are no numbers: the weights are damaged, or training has diverged.
+    `recent` are the tokens that a repetition penalty falls on, those of its window. Raises UserError where the logits
+    are no numbers: the weights are damaged, or training has diverged.
     """
+    if sampling.repetition_penalty != 1 and recent:
+        logits = _penalized(logits, recent, sampling.repetition_penalty)
     largest = logits.max()
     if not np.isfinite(largest):
         raise UserError("the model's output is not a number: its weights are damaged, or its training has diverged")
@@ -55,6 +73,23 @@ def sample(logits: np.ndarray, sampling: Sampling, random: Xorshift) -> int:
         enough = np.searchsorted(np.cumsum(weights[kept], dtype=np.float64), p * total, side="right") + 1
         kept = kept[:enough]
         weights, tokens = weights[kept], kept if tokens is None else tokens[kept]
+    if sampling.min_p > 0:
+        kept = np.flatnonzero(weights >= sampling.min_p)
+        weights, tokens = weights[kept], kept if tokens is None else tokens[kept]
     cumulative = np.cumsum(weights, dtype=np.float64)
     choice = int(np.searchsorted(cumulative, random.uniform() * cumulative[-1], side="right"))
     return choice if tokens is None else int(tokens[choice])
+
+
+def log_probability(logits: np.ndarray, token: int) -> float:
+    """logits float32 [V] -> the natural logarithm of the probability that the model itself gives the token."""
+    shifted = logits.astype(np.float64) - logits.max()
+    return float(shifted[token] - np.log(np.exp(shifted).sum()))
+
+
+def _penalized(logits: np.ndarray, recent: Collection[int], penalty: float) -> np.ndarray:
+    seen = np.array([token for token in set(recent) if token < len(logits)], np.int64)
+    logits = logits.copy()
+    with np.errstate(over="ignore"):
+        logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+    return logits

@@ -70,6 +70,11 @@ class Tokenizer(ABC):
     def stop_ids(self) -> tuple[int, ...]:
         return tuple(dict.fromkeys([*([] if self.end_of_text is None else [self.end_of_text]), *self._stop_ids]))
 
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The texts that a chat template writes where it means these tokens; `encode` takes them for text."""
+        return {} if self.end_of_text is None else {self.tokens[self.end_of_text].decode(): self.end_of_text}
+
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """text -> ids, uint32 [n]. Text that looks like a special token is encoded as the text it is."""
@@ -233,7 +238,9 @@ class HuggingFaceTokenizer(Tokenizer):
         self._tokenizer = tokenizers.Tokenizer.from_str(source)
         self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a text is text
         ids = self._tokenizer.get_vocab()
-        added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        added_tokens = self._tokenizer.get_added_tokens_decoder()
+        added = {token.content for token in added_tokens.values()}
+        self._special = {token.content: i for i, token in added_tokens.items() if token.special}
         tokens = [b""] * (max(ids.values(), default=-1) + 1)
         for piece, i in ids.items():
             decoded = None if piece in added else files.piece_to_bytes(piece)
@@ -242,6 +249,10 @@ class HuggingFaceTokenizer(Tokenizer):
         first = self._tokenizer.encode("").ids  # what the file puts before every text
         stop_ids = [*stop_ids, *(ids[text] for text in _STOP_NAMES if text in ids)]
         super().__init__(name, tokens, end_of_text, first[0] if len(first) == 1 else None, stop_ids)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        return self._special
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._tokenizer.encode(valid_text(text), add_special_tokens=False).ids, np.uint32)
@@ -267,6 +278,11 @@ class SentencePieceTokenizer(Tokenizer):
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_files.write_model(pieces))
         except RuntimeError as error:
             raise UserError(f"SentencePiece refuses the vocabulary: {' '.join(str(error).split())}") from error
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        kinds = self.pieces.kinds
+        return {text: i for i, text in enumerate(self.pieces.texts) if kinds[i] == sentencepiece_files.CONTROL}
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._processor.encode(valid_text(text)), np.uint32)

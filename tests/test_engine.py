@@ -91,6 +91,37 @@ def test_a_sample_that_stops_gives_none_and_all_stopped_is_the_end(model):
     assert len(first_of(engine.generate([1], 60, seed=1, stop_ids=[stop]))) <= 4
 
 
+def test_a_repetition_penalty_forbids_what_its_window_holds(model):
+    engine = Engine(model, "reference")
+    prompt = list(range(1, 8))
+    options = {"repetition_penalty": 1e6, "temperature": 0}
+    made = first_of(engine.generate(prompt, 30, repetition_window=12, **options))
+    text = prompt + made
+    for i in range(len(prompt), len(text)):
+        assert text[i] not in text[max(0, i - 12) : i]
+    assert len(set(first_of(engine.generate(prompt, 30, repetition_window=1, **options)))) < 30
+
+
+def test_log_probabilities_of_the_tokens_that_were_drawn(model):
+    engine, logprobs = Engine(model, "reference"), []
+    made = list(engine.generate([1, 2], 7, seed=1, num_samples=2, top_k=3, temperature=2.0, logprobs=logprobs))
+    assert len(logprobs) == len(made) == 7
+    for sample in range(2):
+        text = [1, 2]
+        for ids, values in zip(made, logprobs, strict=True):
+            logits = next_logits(model, text).astype(np.float64)
+            expected = logits[ids[sample]] - np.log(np.exp(logits).sum())
+            assert values[sample] == pytest.approx(expected, abs=1e-4)
+            text.append(ids[sample])
+
+
+def test_a_sample_that_has_stopped_has_no_log_probability(model):
+    engine, logprobs = Engine(model, "reference"), []
+    stop = first_of(engine.generate([1], 60, seed=1))[4]
+    made = list(engine.generate([1], 60, seed=1, num_samples=2, stop_ids=[stop], logprobs=logprobs))
+    assert [[token is None for token in ids] for ids in made] == [[v is None for v in values] for values in logprobs]
+
+
 def test_only_as_many_steps_as_tokens_are_computed(model, monkeypatch):
     engine = Engine(model, "reference")
     assert list(engine.generate([1], 0)) == []
@@ -149,6 +180,14 @@ def test_text_streams_in_whole_characters(speaker):
     pieces = list(engine.stream("né", 200, seed=2))
     assert "".join(pieces) == ByteTokenizer().decode(token for token in ids if token is not None)
     assert len(pieces) > 1
+
+
+def test_a_text_ends_before_a_stop_string(speaker):
+    engine = Engine(speaker, "reference", ByteTokenizer())
+    text = "".join(engine.stream("né", 200, seed=2))
+    stop = text[7:9]
+    assert "".join(engine.stream("né", 200, seed=2, stop_strings=["never", stop])) == text[: text.index(stop)]
+    assert "".join(engine.stream("né", 200, seed=2, stop_strings=["never"])) == text
 
 
 def test_from_nothing_a_text_begins_after_the_end_of_another(speaker):

@@ -16,6 +16,8 @@ LAYERS = (
     (
         "llmpy.assembly",
         "llmpy.bench",
+        "llmpy.chat",
+        "llmpy.chat_templates",
         "llmpy.engine",
         "llmpy.evals",
         "llmpy.monitor",
@@ -29,6 +31,7 @@ LAYERS = (
         "llmpy.formats",
         "llmpy.models",
         "llmpy.sentencepiece_files",
+        "llmpy.streaming",
         "llmpy.tokenizer_files",
         "llmpy.tokenizer_training",
         "llmpy.tokenizers",
@@ -41,7 +44,7 @@ LAYERS = (
 )
 HEAVY = (
     *("numba", "llvmlite", "torch", "transformers", "tokenizers", "tiktoken", "sentencepiece", "huggingface_hub"),
-    "matplotlib",
+    *("jinja2", "matplotlib"),
 )
 
 

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from llmpy.errors import UserError
 from llmpy.rng import Xorshift
-from llmpy.sampling import Sampling, sample
+from llmpy.sampling import Sampling, log_probability, sample
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15], np.float32))
 
@@ -96,13 +96,16 @@ def test_draws_are_those_of_llama2c(temperature, top_p):
     temperature=st.floats(0, 1e6),
     top_k=st.integers(0, 30),
     top_p=st.floats(0, 1),
+    min_p=st.floats(0, 1),
+    penalty=st.floats(0.1, 10),
+    recent=st.lists(st.integers(0, 30), max_size=4),
     seed=st.integers(0, 2**64 - 1),
 )
-def test_any_logits_give_a_token(logits, temperature, top_k, top_p, seed):
-    sampling = Sampling(temperature, top_k, top_p)
-    token = sample(logits, sampling, Xorshift(seed))
+def test_any_logits_give_a_token(logits, temperature, top_k, top_p, min_p, penalty, recent, seed):
+    sampling = Sampling(temperature, top_k, top_p, min_p, penalty)
+    token = sample(logits, sampling, Xorshift(seed), recent)
     assert 0 <= token < len(logits)
-    if 0 < top_k < len(logits):
+    if not recent and 0 < top_k < len(logits):
         assert logits[token] >= np.sort(logits)[-top_k]
 
 
@@ -120,8 +123,59 @@ def test_an_output_that_is_no_number_is_said(bad):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 1.5}, {"top_p": -0.1}]
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 1.5},
+        {"top_p": -0.1},
+        {"min_p": 1.5},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": float("nan")},
+        {"repetition_window": 0},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(UserError, match="must be"):
         Sampling(**wrong)
+
+
+def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest():
+    np.testing.assert_allclose(draws(Sampling(1.0, 0, 1.0, min_p=0.5)), [0, 4 / 7, 0, 3 / 7, 0], atol=0.02)
+    assert draws(Sampling(1.0, 0, 1.0, min_p=1.0))[1] == 1
+    assert draws(Sampling(1.0, 2, 0.99, min_p=0.8))[1] == 1, "after top-k and top-p"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_repetition_penalty_is_ctrls(sign):
+    """A logit above 0 is divided, one below multiplied, once however often the token was there."""
+    logits = sign * np.array([2.0, 1.9, 1.0], np.float32)
+    penalty = 1.25
+    expected = logits.copy()
+    expected[[0, 2]] *= 1 / penalty if sign > 0 else penalty
+    plain, ours = Sampling(1.0, 0, 1.0), Sampling(1.0, 0, 1.0, repetition_penalty=penalty)
+    one, other = Xorshift(3), Xorshift(3)
+    before = logits.copy()
+    for _ in range(200):
+        assert sample(logits, ours, one, [2, 0, 2, 2]) == sample(expected, plain, other)
+    np.testing.assert_array_equal(logits, before)
+    if sign > 0:
+        assert sample(logits, Sampling(0.0, repetition_penalty=penalty), one, [0]) == 1, "greedy choice heeds it"
+
+
+def test_the_repetition_penalty_is_transformers():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    logits = np.random.default_rng(0).normal(0, 3, 50).astype(np.float32)
+    recent = [3, 7, 3, 49]
+    process = transformers.RepetitionPenaltyLogitsProcessor(1.7)
+    theirs = process(torch.tensor([recent]), torch.from_numpy(logits)[None])[0].numpy()
+    ours = Sampling(1.0, 0, 1.0, repetition_penalty=1.7)
+    one, other = Xorshift(3), Xorshift(3)
+    for _ in range(100):
+        assert sample(logits, ours, one, recent) == sample(theirs, Sampling(1.0, 0, 1.0), other)
+
+
+def test_log_probabilities_are_those_of_the_distribution():
+    np.testing.assert_allclose([log_probability(LOGITS + 7, i) for i in range(5)], LOGITS, atol=1e-6)

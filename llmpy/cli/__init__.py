@@ -17,6 +17,7 @@ COMMANDS = {
     "prepare": "turn text into shards of tokens",
     "train": "train a model on text, from scratch or from a checkpoint",
     "run": "generate text with a model",
+    "chat": "converse with a model in the terminal",
     "convert": "write a model in another project's file format",
     "info": "describe any file or folder that llm.py reads",
     "bench": "measure speed, beside PyTorch on the same machine",

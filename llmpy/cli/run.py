@@ -4,6 +4,7 @@ a GGUF."""
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import stat
 import sys
@@ -12,11 +13,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmpy.cli import device
+from llmpy.cli import chat, generation
 from llmpy.errors import UserError
 
 if TYPE_CHECKING:
-    from llmpy.tokenizers import StreamDecoder
+    from llmpy.streaming import TextStream
+    from llmpy.tokenizers import Tokenizer
 
 EXAMPLES = """examples:
   llmpy run runs/default "The for loop"          continue a text with the model that llmpy train made
@@ -25,76 +27,80 @@ EXAMPLES = """examples:
   llmpy run gpt2_124M.bin -t 0                   a file of llm.c, from nothing, the likeliest token each time
   llmpy run runs/default --prompt-file in.txt    the prompt from a file; with - from stdin
   llmpy run runs/default -s 7 --num-samples 3    three texts, drawn with the seeds 7, 8 and 9
+  llmpy run runs/default "The" --stop "." -n 50  up to the end of the sentence
+  llmpy run gpt2 "Once" --min-p 0.05 --top-p 1 --repetition-penalty 1.1
+  llmpy run gpt2 "The capital" --logprobs -n 3   how likely each token was, in JSON
 
 The text goes to stdout, prompt included; the speed and the seed that repeats it to stderr.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="a run or checkpoint folder, Hugging Face folder or name, .bin of llm.c or llama2.c, .gguf, ckpt.pt",
-    )
+    generation.add_arguments(parser, 256, "tokens to make (default 256)")
     parser.add_argument("prompt", nargs="?", help="the text to continue; - reads stdin; none begins a new text")
     parser.add_argument("-i", "--prompt", dest="prompt_flag", metavar="TEXT", help="the same as a flag")
     parser.add_argument("--prompt-file", metavar="FILE", type=Path, help="read the prompt from a UTF-8 file")
-    parser.add_argument("-n", "--steps", metavar="N", type=int, default=256, help="tokens to make (default 256)")
-    parser.add_argument(
-        "-t", "--temperature", metavar="X", type=float, default=1.0, help="0 takes the likeliest token (default 1.0)"
-    )
-    parser.add_argument("--top-k", metavar="K", type=int, default=0, help="draw among the K likeliest (default 0: all)")
-    parser.add_argument(
-        "-p",
-        "--top-p",
-        metavar="P",
-        type=float,
-        default=0.9,
-        help="draw among the likeliest of sum P (default 0.9; 1: all)",
-    )
-    parser.add_argument("-s", "--seed", metavar="N", type=int, help="repeats a text (default: another one each time)")
     parser.add_argument(
         "--num-samples", metavar="N", type=int, default=1, help="texts to make, side by side (default 1)"
     )
     parser.add_argument("--no-stop", action="store_true", help="go on after the model ends the text")
     parser.add_argument(
-        "-z",
-        "--tokenizer",
-        metavar="NAME",
-        help="gpt2, bytes or a tokenizer's file (default: the one beside the model)",
+        "--logprobs",
+        action="store_true",
+        help="print, instead of the text, a line of JSON for each token, with its log-probability",
     )
-    device.add_arguments(parser)
-    parser.add_argument("-m", "--mode", choices=["generate", "chat"], default="generate", help=argparse.SUPPRESS)
-    parser.add_argument("-y", "--system-prompt", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "-m", "--mode", choices=["generate", "chat"], default="generate", help="chat is llmpy chat (default generate)"
+    )
+    parser.add_argument("-y", "--system-prompt", dest="system", metavar="TEXT", help="with -m chat: told before all")
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.mode == "chat" or args.system_prompt is not None:
-        raise UserError("chat needs a model that was taught to, and the GPT-2 family was not: leave out -m and -y")
+    if args.mode == "chat":
+        return converse(args)
+    if args.system is not None:
+        raise UserError("a system prompt (-y) belongs to a conversation: add -m chat, or use llmpy chat")
     prompt = read_prompt(args)
-    seed = int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
+    seed = generation.seed(args)
 
-    from llmpy import formats
-    from llmpy.engine import Engine, prompt_ids, stop_ids_of
-    from llmpy.tokenizers import StreamDecoder, Tokenizer
+    from llmpy.engine import prompt_ids, stop_ids_of
+    from llmpy.streaming import TextStream
+    from llmpy.tokenizers import StreamDecoder
 
-    model = formats.load(args.model)
-    tokenizer = Tokenizer.from_spec(args.tokenizer) if args.tokenizer else model.tokenizer
-    if tokenizer is None:
-        raise UserError(f"{args.model} has no tokenizer beside it: give --tokenizer FILE, bytes or gpt2")
-    backend, precision = device.start(args)
-    engine = Engine(model, backend, tokenizer, precision)
+    _, engine = generation.start(args)
+    tokenizer = engine.tokenizer
+    assert tokenizer is not None
     ids = prompt_ids(tokenizer, prompt)
-    stop_ids = stop_ids_of(tokenizer, not args.no_stop)
+    streams = [TextStream(StreamDecoder(tokenizer, int(ids[-1])), args.stop) for _ in range(args.num_samples)]
+    logprobs: list[list[float | None]] | None = [] if args.logprobs else None
     start = time.perf_counter()
     steps = engine.generate(
-        ids, args.steps, args.temperature, args.top_k, args.top_p, seed, stop_ids, num_samples=args.num_samples
+        ids,
+        args.steps,
+        seed=seed,
+        stop_ids=stop_ids_of(tokenizer, not args.no_stop),
+        num_samples=args.num_samples,
+        logprobs=logprobs,
+        **generation.sampling_options(args),
     )
     clock = Clock(steps)
-    with_utf8_stdout()
-    print_samples(clock, prompt, [StreamDecoder(tokenizer, int(ids[-1])) for _ in range(args.num_samples)])
+    generation.with_utf8_stdout()
+    if logprobs is None:
+        print_samples(clock, prompt, streams)
+    else:
+        print_logprobs(clock, logprobs, tokenizer, streams)
     print(clock.report(len(ids), start) + f"; --seed {seed}", file=sys.stderr)
     return 0
+
+
+def converse(args: argparse.Namespace) -> int:
+    """llama2.c's chat mode: the prompt is the first message, and stdin has the others."""
+    flags = {"--prompt-file": args.prompt_file, "--logprobs": args.logprobs, "--no-stop": args.no_stop}
+    flags |= {"--num-samples": args.num_samples != 1, "both PROMPT and -i": args.prompt and args.prompt_flag}
+    if wrong := next((flag for flag, given in flags.items() if given), None):
+        raise UserError(f"{wrong} does not go together with -m chat")
+    args.prompt, args.template = args.prompt or args.prompt_flag, None
+    return chat.run(args)
 
 
 def read_prompt(args: argparse.Namespace) -> str:
@@ -132,12 +138,6 @@ def as_text(data: bytes, where: str) -> str:
         ) from error
 
 
-def with_utf8_stdout() -> None:
-    """Text is UTF-8 in a pipe, whatever the locale says."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
-
-
 class Clock:
     """Passes the engine's steps on and takes the time: the prompt until the first of them, then the others."""
 
@@ -161,9 +161,9 @@ class Clock:
         return text
 
 
-def print_samples(steps: Iterable[list[int | None]], prompt: str, decoders: list[StreamDecoder]) -> None:
+def print_samples(steps: Iterable[list[int | None]], prompt: str, streams: list[TextStream]) -> None:
     """The first text as it is made; the others, made side by side with it, after it."""
-    others: list[list[str]] = [[prompt] for _ in decoders[1:]]
+    others: list[list[str]] = [[prompt] for _ in streams[1:]]
 
     def show(text: str) -> None:
         print(text, end="", flush=True)
@@ -171,12 +171,32 @@ def print_samples(steps: Iterable[list[int | None]], prompt: str, decoders: list
     show(prompt)
     for ids in steps:
         first, *rest = [
-            decoder.finish() if token is None else decoder.feed(token)
-            for decoder, token in zip(decoders, ids, strict=True)
+            stream.finish() if token is None else stream.feed(token) for stream, token in zip(streams, ids, strict=True)
         ]
         show(first)
         for pieces, piece in zip(others, rest, strict=True):
             pieces.append(piece)
-    show(decoders[0].finish() + "\n")
-    for pieces, decoder in zip(others, decoders[1:], strict=True):
-        show("---\n" + "".join(pieces) + decoder.finish() + "\n")
+        if all(stream.stopped for stream in streams):
+            break
+    show(streams[0].finish() + "\n")
+    for pieces, stream in zip(others, streams[1:], strict=True):
+        show("---\n" + "".join(pieces) + stream.finish() + "\n")
+
+
+def print_logprobs(
+    steps: Iterable[list[int | None]],
+    logprobs: list[list[float | None]],
+    tokenizer: Tokenizer,
+    streams: list[TextStream],
+) -> None:
+    """A line for every token as it is made: its sample, id, text and log-probability, the natural logarithm."""
+    for ids in steps:
+        for sample, (token, stream) in enumerate(zip(ids, streams, strict=True)):
+            if token is None or stream.stopped:
+                continue
+            stream.feed(token)
+            text = tokenizer.token_bytes(token).decode(errors="replace")
+            line = {"sample": sample, "token": token, "text": text, "logprob": logprobs[-1][sample]}
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+        if all(stream.stopped for stream in streams):
+            break

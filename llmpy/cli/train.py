@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmpy.cli.run import with_utf8_stdout
+from llmpy.cli.generation import with_utf8_stdout
 from llmpy.errors import UserError
 from llmpy.run_config import TrainConfig, flag, from_settings, merged, read_toml, setting_types
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from llmpy.errors import UserError
+from llmpy.formats.chat_templates import TEMPLATE, TOKENIZER_CONFIG
 from llmpy.formats.huggingface import CONFIG, INDEX, WEIGHTS, read_config, read_json
 
 TOKENIZER, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
@@ -42,6 +44,9 @@ def download_model(name: str) -> Path:
             _get(name, shard, revision)
     if _get(name, TOKENIZER, revision) is None:
         _get(name, SENTENCEPIECE, revision)
+    with suppress(UserError):  # what is in the cache without them runs without a network as well
+        for file in (TOKENIZER_CONFIG, TEMPLATE):
+            _get(name, file, revision)
     return folder
 
 

@@ -1,6 +1,7 @@
 """llmpy run: the text goes to stdout as it is made, all else to stderr."""
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 
 from llmpy.cli import main
 from llmpy.formats import llmc
+from llmpy.tokenizers import ByteTokenizer
 from tests.formats.conftest import BYTES, make_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,6 +102,37 @@ def test_it_stops_where_the_text_ends_unless_told_not_to(tmp_path, run, capsys):
     assert capsys.readouterr().out == "ab" + 3 * "<|endoftext|>" + "\n"
 
 
+def test_it_stops_before_a_stop_string(run):
+    text = run("A", "-n", 40, "-s", 1)[1]
+    stop = text[10:12]
+    assert run("A", "-n", 40, "-s", 1, "--stop", "never there", "--stop", stop)[1] == text[: text.index(stop, 1)] + "\n"
+    both = run("A", "-n", 40, "-s", 1, "--num-samples", 2, "--stop", stop)[1]
+    assert both.startswith(text[: text.index(stop, 1)] + "\n---\nA")
+
+
+def test_log_probabilities_in_lines_of_json(run):
+    status, out, _ = run("A", "-n", 9, "-s", 1, "--num-samples", 2, "--logprobs", "--no-stop")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [line["sample"] for line in lines] == [0, 1] * 9
+    assert all(line["logprob"] < 0 for line in lines)
+    text = ByteTokenizer().decode(line["token"] for line in lines if line["sample"] == 0)
+    assert run("A", "-n", 9, "-s", 1, "--no-stop")[1] == f"A{text}\n"
+
+
+def test_log_probabilities_end_with_the_token_that_stops_the_text(run):
+    out = run("A", "-n", 9, "-s", 1, "--logprobs", "--no-stop")[1]
+    third = json.loads(out.splitlines()[2])["text"]
+    stopped = run("A", "-n", 9, "-s", 1, "--logprobs", "--no-stop", "--stop", third)[1]
+    assert out.startswith(stopped)
+    assert json.loads(stopped.splitlines()[-1])["text"] == third
+
+
+@pytest.mark.parametrize("flags", [["--min-p", 1], ["--repetition-penalty", 0.001, "--repetition-window", 1]])
+def test_flags_that_shape_what_is_drawn(flags, run):
+    assert run("A", "-n", 20, "-s", 1, *flags)[1] != run("A", "-n", 20, "-s", 1)[1]
+
+
 def test_the_same_model_in_llmcs_file_with_a_tokenizer_by_name(run):
     expected = run("A", "-s", 1)[1]
     assert run("A", "-s", 1, "-z", "bytes", model="model.bin")[1] == expected
@@ -115,8 +148,9 @@ def test_the_same_model_in_llmcs_file_with_a_tokenizer_by_name(run):
         (["A", "--num-samples", "0"], "0 samples"),
         (["A", "-n", "-1"], "-1 tokens"),
         (["A", "-z", "nothing"], "no tokenizer 'nothing'"),
-        (["A", "-m", "chat"], "chat needs"),
-        (["A", "-y", "be kind"], "chat needs"),
+        (["A", "--min-p", "2"], "min-p"),
+        (["A", "--repetition-penalty", "0"], "repetition penalty"),
+        (["A", "--stop", ""], "stop string is empty"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_status_1(arguments, why, run):

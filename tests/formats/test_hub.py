@@ -70,6 +70,7 @@ def models(tmp_path):
     for folder in folders.values():
         huggingface.write_model(folder, CONFIG, make_model().parameters)
     ByteTokenizer().save(folders["tiny"] / "tokenizer.json")
+    (folders["tiny"] / "tokenizer_config.json").write_text("{}")
     shard(folders["in-shards"])
     set_config(folders["llama"], model_type="gemma")
     (folders["pickled"] / "model.safetensors").rename(folders["pickled"] / "pytorch_model.bin")
@@ -112,7 +113,8 @@ def test_models_by_name_then_from_the_cache_without_a_network(models, tmp_path):
     assert "neither a file or folder here nor a model" in found[4]
     # only what is needed, and no weights of a model that cannot be run
     assert sorted(server.asked) == sorted(
-        [*["config.json"] * 4, "model.safetensors", "tokenizer.json", "model.safetensors.index.json"]
+        [*["config.json"] * 4, "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        + ["model.safetensors.index.json"]
         + [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
     )
     again = load(server.url, cache, *names, "someone/else")

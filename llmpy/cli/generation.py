@@ -1,0 +1,95 @@
+"""The flags of the commands that generate text, and what they make ready."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from llmpy.cli import device
+from llmpy.errors import UserError
+
+if TYPE_CHECKING:
+    from llmpy.engine import Engine
+    from llmpy.formats import LoadedModel
+
+
+def add_arguments(parser: argparse.ArgumentParser, steps: int | None, steps_help: str) -> None:
+    """`steps` is how many tokens are made where none are asked for."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a run or checkpoint folder, Hugging Face folder or name, .bin of llm.c or llama2.c, .gguf, ckpt.pt",
+    )
+    parser.add_argument("-n", "--steps", metavar="N", type=int, default=steps, help=steps_help)
+    parser.add_argument(
+        "-t", "--temperature", metavar="X", type=float, default=1.0, help="0 takes the likeliest token (default 1.0)"
+    )
+    parser.add_argument("--top-k", metavar="K", type=int, default=0, help="draw among the K likeliest (default 0: all)")
+    parser.add_argument(
+        "-p",
+        "--top-p",
+        metavar="P",
+        type=float,
+        default=0.9,
+        help="draw among the likeliest of sum P (default 0.9; 1: all)",
+    )
+    parser.add_argument(
+        "--min-p",
+        metavar="P",
+        type=float,
+        default=0.0,
+        help="leave out what is less likely than P times the likeliest (default 0: nothing)",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        metavar="X",
+        type=float,
+        default=1.0,
+        help="make tokens that were there already less likely, as CTRL and llama.cpp do (default 1: no; try 1.1)",
+    )
+    parser.add_argument(
+        "--repetition-window", metavar="N", type=int, default=64, help="how many tokens it looks back (default 64)"
+    )
+    parser.add_argument("-s", "--seed", metavar="N", type=int, help="repeats a text (default: another one each time)")
+    parser.add_argument(
+        "--stop", metavar="TEXT", action="append", default=[], help="end before this text; may be given several times"
+    )
+    parser.add_argument(
+        "-z",
+        "--tokenizer",
+        metavar="NAME",
+        help="gpt2, bytes or a tokenizer's file (default: the one beside the model)",
+    )
+    device.add_arguments(parser)
+
+
+def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `Engine.generate` takes of the flags, the seed apart."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repetition_window")
+    return {name: getattr(args, name) for name in names}
+
+
+def seed(args: argparse.Namespace) -> int:
+    return int.from_bytes(os.urandom(4), "little") if args.seed is None else args.seed
+
+
+def start(args: argparse.Namespace) -> tuple[LoadedModel, Engine]:
+    """The model, and the engine with its tokenizer. Raises UserError for what cannot be had."""
+    from llmpy import formats
+    from llmpy.engine import Engine
+    from llmpy.tokenizers import Tokenizer
+
+    model = formats.load(args.model)
+    tokenizer = Tokenizer.from_spec(args.tokenizer) if args.tokenizer else model.tokenizer
+    if tokenizer is None:
+        raise UserError(f"{args.model} has no tokenizer beside it: give --tokenizer FILE, bytes or gpt2")
+    backend, precision = device.start(args)
+    return model, Engine(model, backend, tokenizer, precision)
+
+
+def with_utf8_stdout() -> None:
+    """Text is UTF-8 in a pipe, whatever the locale says."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
