@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+from llmpy.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser, precision: bool = True) -> None:
@@ -21,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser, precision: bool = True) -> No
     parser.add_argument(
         "--precision",
         metavar="NAME",
-        default="float32",
-        help="numbers to compute with: float32 (the default), bfloat16, or auto, bfloat16 where that is faster",
+        help="numbers to compute with: float32, bfloat16, or auto, bfloat16 where that is faster (default: those of a "
+        "run's training, else float32)",
     )
 
 
@@ -32,6 +35,18 @@ def start(args: argparse.Namespace) -> tuple[str, str]:
     from llmpy.precision import resolve
 
     backend = "cpu" if args.device == "auto" else args.device
-    precision = resolve(args.precision, backend)
+    precision = resolve(args.precision or _trained_in(Path(args.model).expanduser(), backend), backend)
     kernels.start(backend, args.threads, precision)
     return backend, precision
+
+
+def _trained_in(run: Path, backend: str) -> str:
+    """The precision of a run folder's training, whose kernels are compiled already; float32 for any other model."""
+    from llmpy.run_config import read_toml
+
+    if backend == "cpu" and (run / "config.toml").is_file():
+        try:
+            return str(read_toml(run / "config.toml").get("precision", "float32"))
+        except UserError:  # whatever is wrong with its settings, the model may be whole
+            return "float32"
+    return "float32"

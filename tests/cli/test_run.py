@@ -1,5 +1,6 @@
 """llmpy run: the text goes to stdout as it is made, all else to stderr."""
 
+import argparse
 import io
 import json
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llmpy.cli import main
+from llmpy.cli import device, main
 from llmpy.formats import llmc
 from llmpy.tokenizers import ByteTokenizer
 from tests.formats.conftest import BYTES, make_model
@@ -178,6 +179,17 @@ def test_generating_in_bfloat16(models, capsys):
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
     assert all(text.startswith("Once") and len(text) > 20 for text in texts)
+
+
+@pytest.mark.parametrize("trained", ["bfloat16", "float32", None])
+def test_a_run_generates_in_the_precision_that_it_was_trained_with(tmp_path, monkeypatch, trained):
+    started = []
+    monkeypatch.setattr("llmpy.kernels.start", lambda *arguments: started.append(arguments))
+    if trained:
+        (tmp_path / "config.toml").write_text(f'[machine]\nprecision = "{trained}"\n')
+    arguments = argparse.Namespace(device="auto", threads=1, precision=None, model=str(tmp_path))
+    assert device.start(arguments) == ("cpu", trained or "float32")
+    assert started == [("cpu", 1, trained or "float32")]
 
 
 @pytest.mark.parametrize(
