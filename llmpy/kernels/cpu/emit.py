@@ -58,6 +58,20 @@ def store(build, address, offset, value):
     return build.store(value, _pointer(build, address, offset, value.type), align=_alignment(value.type))
 
 
+def loop(build, limit, step, body):
+    """body(i) for i = 0, step, 2 step ... below the limit, and for 0 in any case."""
+    entry, again, end = build.block, build.append_basic_block("again"), build.append_basic_block("end")
+    build.branch(again)
+    build.position_at_end(again)
+    i = build.phi(I64)
+    body(i)
+    following = build.add(i, I64(step))
+    i.add_incoming(I64(0), entry)
+    i.add_incoming(following, build.block)  # the body may have ended in a block of its own
+    build.cbranch(build.icmp_signed("<", following, limit), again, end)
+    build.position_at_end(end)
+
+
 def stream_past_caches(build, stored, size):
     """Makes a store of so many bytes one that goes to memory: its address must be a multiple of them."""
     stored.align = size

@@ -9,7 +9,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from llmpy.kernels.cpu.compile import helper
-from llmpy.kernels.cpu.emit import F32, I16, I64, call, load, rounded, store, upper_halves, widened
+from llmpy.kernels.cpu.emit import F32, I16, I64, call, load, loop, rounded, store, upper_halves, widened
 from llmpy.kernels.cpu.isa import ISA
 from llmpy.kernels.cpu.scalars import load_float, nearest_bfloat16, store_bfloat16, store_float, widen
 from llmpy.kernels.cpu.vector_math import gelu, gelu_derivative
@@ -28,37 +28,27 @@ def _make_vectors(narrow: bool, bias: bool = False, added: str = "nothing") -> A
 
     def body(build, args):
         rows, n, y, y_stride, sums, ld, b, other, other_stride = args
-        entry = build.block
-        row, column, following, end = (build.append_basic_block(name) for name in ("row", "column", "next", "end"))
-        build.branch(row)
-        build.position_at_end(row)
-        i = build.phi(I64)
-        starts = ((y, y_stride), (sums, ld), (other, other_stride))
-        at_y, at_sums, at_other = (build.add(start, build.mul(i, stride)) for start, stride in starts)
-        build.branch(column)
-        build.position_at_end(column)
-        j = build.phi(I64)
-        far, near = build.shl(j, I64(2)), build.shl(j, I64(1))
-        total = load(build, build.add(at_sums, far), 0, VEC)
-        if bias:
-            total = build.fadd(total, load(build, build.add(b, far), 0, VEC))
-        if added == "bfloat16":
-            total = build.fadd(total, widened(build, load(build, build.add(at_other, near), 0, HALVES), WIDTH))
-        elif added == "float32":
-            total = build.fadd(total, load(build, build.add(at_other, far), 0, VEC))
-        if narrow:
-            total = upper_halves(build, rounded(build, total, WIDTH), WIDTH)
-        store(build, build.add(at_y, near if narrow else far), 0, total)
-        j_next = build.add(j, I64(WIDTH))
-        j.add_incoming(I64(0), row)
-        j.add_incoming(j_next, column)
-        build.cbranch(build.icmp_signed("<", j_next, n), column, following)
-        build.position_at_end(following)
-        i_next = build.add(i, I64(1))
-        i.add_incoming(I64(0), entry)
-        i.add_incoming(i_next, following)
-        build.cbranch(build.icmp_signed("<", i_next, rows), row, end)
-        build.position_at_end(end)
+
+        def finish_row(i):
+            starts = ((y, y_stride), (sums, ld), (other, other_stride))
+            at_y, at_sums, at_other = (build.add(start, build.mul(i, stride)) for start, stride in starts)
+
+            def finish_vector(j):
+                far, near = build.shl(j, I64(2)), build.shl(j, I64(1))  # bytes to number j of float32, of bfloat16
+                total = load(build, build.add(at_sums, far), 0, VEC)
+                if bias:
+                    total = build.fadd(total, load(build, build.add(b, far), 0, VEC))
+                if added == "bfloat16":
+                    total = build.fadd(total, widened(build, load(build, build.add(at_other, near), 0, HALVES), WIDTH))
+                elif added == "float32":
+                    total = build.fadd(total, load(build, build.add(at_other, far), 0, VEC))
+                if narrow:
+                    total = upper_halves(build, rounded(build, total, WIDTH), WIDTH)
+                store(build, build.add(at_y, near if narrow else far), 0, total)
+
+            loop(build, n, WIDTH, finish_vector)
+
+        loop(build, rows, 1, finish_row)
 
     @intrinsic
     def finish(typingctx, rows, n, y, y_stride, sums, ld, b, other, other_stride):

@@ -16,6 +16,7 @@ from llmpy.kernels.cpu.emit import (
     I64,
     call,
     load,
+    loop,
     prefetch_line,
     rounded,
     store,
@@ -151,26 +152,13 @@ def prefetch(typingctx, address, size, rows, stride):
 
     def body(build, args):
         start, size, rows, stride = args
-        entry = build.block
-        row, line, following, end = (build.append_basic_block(name) for name in ("row", "line", "next", "end"))
-        build.cbranch(build.icmp_signed(">", size, I64(0)), row, end)
-        build.position_at_end(row)
-        i = build.phi(I64)
-        row_start = build.add(start, build.mul(i, stride))
-        build.branch(line)
-        build.position_at_end(line)
-        at = build.phi(I64)
-        prefetch_line(build, build.add(row_start, at))
-        at_next = build.add(at, I64(64))
-        at.add_incoming(I64(0), row)
-        at.add_incoming(at_next, line)
-        build.cbranch(build.icmp_signed("<", at_next, size), line, following)
-        build.position_at_end(following)
-        i_next = build.add(i, I64(1))
-        i.add_incoming(I64(0), entry)
-        i.add_incoming(i_next, following)
-        build.cbranch(build.icmp_signed("<", i_next, rows), row, end)
-        build.position_at_end(end)
+
+        def fetch_row(i):
+            row = build.add(start, build.mul(i, stride))
+            loop(build, size, 64, lambda at: prefetch_line(build, build.add(row, at)))
+
+        with build.if_then(build.icmp_signed(">", size, I64(0))):
+            loop(build, rows, 1, fetch_row)
 
     kinds = (types.uintp, types.int64, types.int64, types.int64)
     return types.void(*kinds), call("llmpy_prefetch", [I64] * 4, body)
