@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ml_dtypes
-import numpy as np
-
 from llmpy import kernels
 from llmpy.errors import UserError
 
@@ -36,4 +33,7 @@ def resolve(name: str, backend: str = "cpu") -> str:
 
 def dtype(precision: str) -> type:
     """Of the activations of a run in float32 or bfloat16."""
+    import ml_dtypes  # here, because `--help` asks this page for names and needs no arrays
+    import numpy as np
+
     return ml_dtypes.bfloat16 if precision == "bfloat16" else np.float32

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from llmpy.errors import UserError
+from llmpy.precision import CHOICES, SHORT
 
 EXAMPLES = """examples:
   llmpy bench train --model d12 -b 4 -t 64 --against torch    a training step of GPT-2 124M beside PyTorch's
@@ -59,12 +60,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     work.add_argument("--rows", metavar="N,N", type=_numbers, default=[256, 4096], help="of matmul (default 256,4096)")
     work.add_argument(
         "--precision",
-        choices=["float32", "fp32", "bfloat16", "bf16", "auto"],
+        choices=[*CHOICES, *SHORT],
         default="float32",
         help="of products and attention; bfloat16 with float32 masters; auto: what is fastest here (default float32)",
     )
     work.add_argument(
-        "-r", "--recompute", type=int, choices=[0, 1, 2], default=0, help="0 keep all, 1 GELU again, 2 whole blocks"
+        "-r",
+        "--recompute",
+        type=int,
+        choices=[0, 1, 2],
+        default=0,
+        help="0 keep all, 1 the MLP's hidden layer again, 2 whole blocks",
     )
     work.add_argument("--clip", metavar="X", type=float, default=0.0, help="clip gradients to this norm (default: no)")
     measure = parser.add_argument_group("the measurement")
