@@ -91,3 +91,17 @@ def file_server(monkeypatch) -> Iterator[FileServer]:
     stop = server.run()
     yield server
     stop()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Shards of tokens for runs of a few steps; see tiny_runs.py."""
+    from tests.tiny_runs import write_data
+
+    return write_data(tmp_path_factory.mktemp("training") / "data")
+
+
+@pytest.fixture
+def out(tmp_path) -> Path:
+    """Where a run goes; not there yet."""
+    return tmp_path / "run"

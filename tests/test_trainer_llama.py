@@ -12,17 +12,7 @@ from llmpy.formats import llama2c
 from llmpy.models.llama import Llama
 from llmpy.monitor import flops_per_token
 from tests.kernels.numerics import relative_error
-from tests.tiny_runs import VOCABULARY, losses, tiny, trained, write_data
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("training") / "data")
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "run"
+from tests.tiny_runs import VOCABULARY, losses, tiny, trained
 
 
 def llama(data, **changes):

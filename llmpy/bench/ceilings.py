@@ -61,7 +61,7 @@ def measuring(precision: str, threads: int, seconds: float) -> Callable[[], dict
 def product_flops(precision: str, threads: int, seconds: float) -> float:
     """Operations a second of what makes our products in this precision."""
     if precision == "float32" and not ISA.own_gemm:
-        return library_flops(seconds)
+        return numpy_flops(seconds)
     tiles, P = TILES[precision]
     return tile_flops(tiles, P, threads, seconds)
 
@@ -75,7 +75,7 @@ def tile_flops(tiles: Callable[..., None], P: Products, threads: int, seconds: f
     return threads * count * 2 * DEPTH * P.MR * P.NR / fastest(lambda: tiles(panels, count), seconds)
 
 
-def library_flops(seconds: float) -> float:
+def numpy_flops(seconds: float) -> float:
     """Operations a second of NumPy's library, where it makes our products (it has threads of its own)."""
     a, b, c = (np.ones((SQUARE, SQUARE), np.float32) for _ in range(3))
     return 2 * SQUARE**3 / fastest(lambda: np.matmul(a, b, out=c), seconds)

@@ -97,4 +97,4 @@ def test_the_ceilings_are_measured_in_a_process_of_their_own(monkeypatch):
 
 def test_where_numpy_makes_the_products_its_library_is_the_ceiling(monkeypatch):
     monkeypatch.setattr(ceilings, "SQUARE", 32)
-    assert ceilings.library_flops(0.001) > 1e6
+    assert ceilings.numpy_flops(0.001) > 1e6

@@ -13,7 +13,7 @@ import pytest
 from llmpy import checkpoint
 from llmpy.cli import build_command_parser, main
 from llmpy.cli.train import default_out
-from tests.tiny_runs import TEXT, files_of, losses, write_data
+from tests.tiny_runs import TEXT, files_of, losses
 
 ROOT = Path(__file__).parents[2]
 TINY_FLAGS = (
@@ -21,11 +21,6 @@ TINY_FLAGS = (
     "--eval-every 4 --eval-batches 2 --checkpoint-every 4 --sample-tokens 8 --device reference"
 )
 TINY = TINY_FLAGS.split()
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("train") / "data")
 
 
 @pytest.fixture
