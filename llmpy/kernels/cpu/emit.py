@@ -23,24 +23,29 @@ BF16 = _BFloat()
 
 
 def call(name, argument_types, body):
-    """Code generation for a call of the LLVM function `name`, which is built where a module does not have it yet.
-
-    It is not inlined: a copy at each of its call sites would only cost compile time.
-    """
+    """Code generation for a call of the LLVM function `name`; see `define`."""
 
     def codegen(context, build, sig, args):
-        function = build.module.globals.get(name)
-        if function is None:
-            function = ir.Function(build.module, ir.FunctionType(VOID, argument_types), name)
-            function.linkage = "linkonce_odr"
-            function.attributes.add("noinline")
-            inner = ir.IRBuilder(function.append_basic_block("entry"))
-            body(inner, function.args)
-            inner.ret_void()
-        build.call(function, args)
+        build.call(define(build, name, argument_types, body), args)
         return context.get_dummy_value()
 
     return codegen
+
+
+def define(build, name, argument_types, body):
+    """The LLVM function `name`, which is built where a module does not have it yet: body(builder, arguments).
+
+    It is not inlined: a copy at each of its call sites would only cost compile time.
+    """
+    function = build.module.globals.get(name)
+    if function is None:
+        function = ir.Function(build.module, ir.FunctionType(VOID, argument_types), name)
+        function.linkage = "linkonce_odr"
+        function.attributes.add("noinline")
+        inner = ir.IRBuilder(function.append_basic_block("entry"))
+        body(inner, function.args)
+        inner.ret_void()
+    return function
 
 
 def declare(build, name, function_type):

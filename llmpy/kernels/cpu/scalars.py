@@ -6,6 +6,10 @@ they do nothing.
 
 from __future__ import annotations
 
+import platform
+import sys
+
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -14,7 +18,9 @@ from llmpy.kernels.cpu.emit import (
     I16,
     I32,
     I64,
+    VOID,
     call,
+    declare,
     load,
     loop,
     prefetch_line,
@@ -23,6 +29,8 @@ from llmpy.kernels.cpu.emit import (
     upper_halves,
     widened,
 )
+
+SPINS = 4096  # between two offers of the core; a power of two
 
 
 @intrinsic
@@ -138,12 +146,47 @@ def store_bfloat16(typingctx, address, value):
 
 @intrinsic
 def fetch_add(typingctx, address):
-    """The int64 at an address, which grows by one: how threads take tasks from a list. Atomic."""
+    """The int64 at an address, which grows by one: how threads take tasks from a list, and say that they are done.
+
+    Atomic. What was written before is seen by who reads the count after.
+    """
 
     def codegen(context, build, sig, args):
-        return build.atomic_rmw("add", build.inttoptr(args[0], I64.as_pointer()), I64(1), "monotonic")
+        return build.atomic_rmw("add", build.inttoptr(args[0], I64.as_pointer()), I64(1), "acq_rel")
 
     return types.int64(types.uintp), codegen
+
+
+@intrinsic
+def wait_until(typingctx, address, value):
+    """Returns when the int64 at an address is at least `value`; spins, for microseconds if all goes well.
+
+    A thread that waits long lets others have its core: the one it waits for may have none.
+    """
+
+    def body(build, args):
+        address, value = args
+        entry, again, wait, rest, end = build.block, *(build.append_basic_block(n) for n in ("again", "wait", "rest", "end"))
+        build.branch(again)
+        build.position_at_end(again)
+        turns = build.phi(I64)
+        turns.add_incoming(I64(0), entry)
+        count = build.load_atomic(build.inttoptr(address, I64.as_pointer()), "acquire", align=8)
+        build.cbranch(build.icmp_signed(">=", count, value), end, wait)
+        build.position_at_end(wait)
+        following = build.add(turns, I64(1))
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            build.call(declare(build, "llvm.x86.sse2.pause", ir.FunctionType(VOID, [])), [])
+        turns.add_incoming(following, wait)
+        build.cbranch(build.icmp_signed("==", build.and_(following, I64(SPINS - 1)), I64(0)), rest, again)
+        build.position_at_end(rest)
+        if sys.platform != "win32":
+            build.call(declare(build, "sched_yield", ir.FunctionType(I32, [])), [])
+        turns.add_incoming(following, rest)
+        build.branch(again)
+        build.position_at_end(end)
+
+    return types.void(types.uintp, types.int64), call("llmpy_wait_until", [I64] * 2, body)
 
 
 @intrinsic
