@@ -12,6 +12,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from llmpy.errors import UserError
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 HUGE_PAGE = 2 * 1024 * 1024
+_INSTEAD = "lower --batch-size or --sequence-length, raise --recompute, or choose a smaller model"
 RESERVE = 256 * 2**20  # left to the interpreter, the compiler and the rest of the system
 
 
@@ -60,14 +62,16 @@ class MemoryPlan:
         parts = ", ".join(f"{group} {size / 1e6:,.0f}" for group, size in groups.items())
         return f"memory: {self.bytes / 1e6:,.0f} MB ({parts})"
 
-    def take(self) -> dict[str, np.ndarray]:
-        """All arrays, zeroed. Raises UserError, before anything is taken, where the machine has less memory."""
+    def take(self, instead: str = "") -> dict[str, np.ndarray]:
+        """All arrays, zeroed. Raises UserError, before anything is taken, where the machine has less memory: it ends in
+        `instead`, what can be done.
+        """
         available = available_memory()
         if available is not None and self.bytes > available - RESERVE:
             free = max(0, available - RESERVE)
             raise UserError(
-                f"this needs {self.bytes / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: lower"
-                " --batch-size or --sequence-length, raise --recompute, or choose a smaller model"
+                f"this needs {self.bytes / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free:"
+                f" {instead or _INSTEAD}"
             )
         buffer, start = _map(self.bytes)
         arrays = {}
@@ -113,6 +117,18 @@ def _cgroup_headroom() -> int | None:
             return int(maximum.read()) - int(current.read())
     except (OSError, ValueError):
         return None
+
+
+def physical_memory() -> int | None:
+    """Bytes of memory that this process could have, whoever has them now; None where the system does not say."""
+    try:
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+    try:
+        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no container, or one without a limit
+        return whole
 
 
 def peak_memory() -> int:

@@ -32,10 +32,30 @@ class ParameterSpec:
     transposed: bool = False  # Hugging Face stores it (in, out)
     parts: tuple[tuple[str, int], ...] = ()  # where Hugging Face has it in pieces: (name, rows) of each, from the top
     product: bool = False  # the weight of a linear layer: a run in bfloat16 keeps a copy for its products
+    stored: tuple[str, ...] = ()  # the names of its pieces in StoredWeights, where they are not its own
 
     @property
     def size(self) -> int:
         return prod(self.shape)
+
+    def pieces(self) -> Iterator[Piece]:
+        """What it is made of elsewhere, from the top; its padding is no part of that."""
+        rows = self.rows or self.shape[1 if self.per_layer else 0]
+        names = self.stored or (self.name,)
+        first = 0
+        for name, (huggingface, count) in zip(names, self.parts or ((self.huggingface, rows),), strict=True):
+            yield Piece(name, huggingface, slice(first, first + count))
+            first += count
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a tensor of the table that stand alone in StoredWeights and at Hugging Face: q, k and v of a Llama, or
+    all that there are."""
+
+    stored: str
+    huggingface: str
+    rows: slice
 
 
 def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
@@ -44,16 +64,20 @@ def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
     residual_std = 0.02 / (2 * L) ** 0.5  # GPT-2 scales what is added to the residual stream by the number of additions
 
     def weight(name: str, out: int, inp: int, huggingface: str, std: float = 0.02) -> ParameterSpec:
-        there = f"h.{{}}.{huggingface}.weight"
-        return ParameterSpec(name, (L, out, inp), True, "normal", std, huggingface=there, transposed=True, product=True)
+        return ParameterSpec(
+            name, (L, out, inp), True, "normal", std, huggingface=f"h.{{}}.{huggingface}.weight", transposed=True,
+            product=True, stored=(name.removesuffix("w"),),
+        )  # fmt: skip
 
     def vector(name: str, size: int, huggingface: str, init: Literal["zeros", "ones"] = "zeros") -> ParameterSpec:
         return ParameterSpec(name, (L, size), False, init, huggingface=f"h.{{}}.{huggingface}")
 
+    wte = ParameterSpec(
+        "wte", (Vp, C), True, "normal", 0.02, rows=V, per_layer=False, huggingface="wte.weight", product=True,
+        stored=("embedding",),
+    )  # fmt: skip
     return [
-        ParameterSpec(
-            "wte", (Vp, C), True, "normal", 0.02, rows=V, per_layer=False, huggingface="wte.weight", product=True
-        ),
+        wte,
         ParameterSpec("wpe", (T, C), True, "normal", 0.02, per_layer=False, huggingface="wpe.weight"),
         vector("ln1w", C, "ln_1.weight", "ones"),
         vector("ln1b", C, "ln_1.bias"),
@@ -78,32 +102,37 @@ def llama_table(config: LlamaConfig) -> list[ParameterSpec]:
     q, kv = config.heads * hs, config.kv_heads * hs
     residual_std = 0.02 / (2 * L) ** 0.5
 
-    def single(name: str, rows: int, huggingface: str) -> ParameterSpec:
+    def single(name: str, huggingface: str, stored: str) -> ParameterSpec:
         multiplied = config.tied or name != "wte"
         return ParameterSpec(
-            name, (rows, C), True, "normal", 0.02, per_layer=False, huggingface=huggingface, product=multiplied
-        )
+            name, (V, C), True, "normal", 0.02, per_layer=False, huggingface=huggingface, product=multiplied,
+            stored=(stored,),
+        )  # fmt: skip
 
-    def layer(name: str, shape: tuple[int, ...], init: Init, std: float, *parts: tuple[str, int]) -> ParameterSpec:
-        parts = tuple((f"model.layers.{{}}.{part}", rows) for part, rows in parts)
-        foreign = {"parts": parts} if len(parts) > 1 else {"huggingface": parts[0][0]}
-        matrix = len(shape) == 2
-        return ParameterSpec(name, (L, *shape), matrix, init, std, product=matrix, **foreign)
+    def layer(
+        name: str, shape: tuple[int, ...], init: Init, std: float, stored: str, *parts: tuple[str, int]
+    ) -> ParameterSpec:
+        named = tuple((f"model.layers.{{}}.{part}", rows) for part, rows in parts)
+        whole, matrix = len(named) == 1, len(shape) == 2
+        return ParameterSpec(
+            name, (L, *shape), matrix, init, std, huggingface=named[0][0] if whole else "", product=matrix,
+            parts=() if whole else named, stored=tuple(stored.split()),
+        )  # fmt: skip
 
     def qkv(kind: str) -> list[tuple[str, int]]:
         return [(f"self_attn.{letter}_proj.{kind}", rows) for letter, rows in (("q", q), ("k", kv), ("v", kv))]
 
     return [
-        single("wte", V, "model.embed_tokens.weight"),
-        layer("ln1w", (C,), "ones", 0.0, ("input_layernorm.weight", C)),
-        layer("qkvw", (q + 2 * kv, C), "normal", 0.02, *qkv("weight")),
-        *([layer("qkvb", (q + 2 * kv,), "zeros", 0.0, *qkv("bias"))] if config.qkv_bias else []),
-        layer("attprojw", (C, q), "normal", residual_std, ("self_attn.o_proj.weight", C)),
-        layer("ln2w", (C,), "ones", 0.0, ("post_attention_layernorm.weight", C)),
-        layer("gateupw", (2 * H, C), "normal", 0.02, ("mlp.gate_proj.weight", H), ("mlp.up_proj.weight", H)),
-        layer("downw", (C, H), "normal", residual_std, ("mlp.down_proj.weight", C)),
+        single("wte", "model.embed_tokens.weight", "embedding"),
+        layer("ln1w", (C,), "ones", 0.0, "ln1w", ("input_layernorm.weight", C)),
+        layer("qkvw", (q + 2 * kv, C), "normal", 0.02, "q k v", *qkv("weight")),
+        *([layer("qkvb", (q + 2 * kv,), "zeros", 0.0, "qb kb vb", *qkv("bias"))] if config.qkv_bias else []),
+        layer("attprojw", (C, q), "normal", residual_std, "attproj", ("self_attn.o_proj.weight", C)),
+        layer("ln2w", (C,), "ones", 0.0, "ln2w", ("post_attention_layernorm.weight", C)),
+        layer("gateupw", (2 * H, C), "normal", 0.02, "gate up", ("mlp.gate_proj.weight", H), ("mlp.up_proj.weight", H)),
+        layer("downw", (C, H), "normal", residual_std, "down", ("mlp.down_proj.weight", C)),
         ParameterSpec("lnfw", (C,), False, "ones", per_layer=False, huggingface="model.norm.weight"),
-        *([] if config.tied else [single("lm_headw", V, "lm_head.weight")]),
+        *([] if config.tied else [single("lm_headw", "lm_head.weight", "head")]),
     ]
 
 

@@ -37,10 +37,11 @@ LAYERS = (
         "llmpy.tokenizers",
     ),
     ("llmpy.optimizer",),
-    ("llmpy.weights",),
+    ("llmpy.stored", "llmpy.weights"),
     ("llmpy.config", "llmpy.distributed", "llmpy.parameters", "llmpy.precision", "llmpy.run_config", "llmpy.sampling"),
     ("llmpy.kernels",),
-    ("llmpy.download", "llmpy.errors", "llmpy.files", "llmpy.memory", "llmpy.progress", "llmpy.rng"),
+    ("llmpy.matrix",),
+    ("llmpy.blocks", "llmpy.download", "llmpy.errors", "llmpy.files", "llmpy.memory", "llmpy.progress", "llmpy.rng"),
 )
 HEAVY = (
     *("numba", "llvmlite", "torch", "transformers", "tokenizers", "tiktoken", "sentencepiece", "huggingface_hub"),

@@ -12,7 +12,9 @@ from llmpy.errors import UserError
 from llmpy.formats import detect, gguf_llama, hub, huggingface, llama2c, llmc, meta_llama, seals
 from llmpy.formats.gguf import GGUFFile
 from llmpy.formats.gguf_tokenizer import has_tokenizer, read_tokenizer
+from llmpy.formats.parts import take_parameters
 from llmpy.parameters import Parameters
+from llmpy.stored import StoredWeights
 from llmpy.tokenizers import Tokenizer
 
 __all__ = ["LoadedModel", "load"]
@@ -20,13 +22,25 @@ __all__ = ["LoadedModel", "load"]
 
 @dataclass
 class LoadedModel:
-    """A model ready to generate: `llmpy.Engine(model)`. `kind` says in words what it was read from."""
+    """A model ready to generate: `llmpy.Engine(model)`. `kind` says in words what it was read from.
 
-    config: ModelConfig
-    parameters: Parameters
+    `stored` are its weights as they lie in the file, mapped where that is possible.
+    """
+
+    stored: StoredWeights
     kind: str
     source: Path
     tokenizer_source: Path | str | None  # a file (a GGUF holds its own), "gpt2" where only that fits, or None
+    read_parameters: Callable[[], Parameters]
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.stored.config
+
+    @cached_property
+    def parameters(self) -> Parameters:
+        """All of it in float32, read when it is first asked for. Raises UserError where there is no memory for it."""
+        return self.read_parameters()
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -60,16 +74,15 @@ def load(source: str | Path) -> LoadedModel:
         return _from_folder(path, kind, path)
     if kind == detect.SAFETENSORS and (path.parent / huggingface.CONFIG).exists():
         return _from_folder(path.parent, detect.FOLDER, path)
-    readers: dict[str, Callable[[Path], tuple[ModelConfig, Parameters]]] = {
-        detect.LLMC_MODEL: llmc.read_model,
-        detect.LLAMA2C_MODEL: llama2c.read_model,
-        detect.GGUF: gguf_llama.read_model,
-        detect.TORCH: lambda path: meta_llama.open_checkpoint(path).read(),
-        detect.META_FOLDER: lambda path: meta_llama.open_folder(path).read(),
-    }
-    if kind in readers:
-        config, parameters = readers[kind](path)
-        return LoadedModel(config, parameters, kind, path, find_tokenizer(path, config))
+    if kind in (detect.TORCH, detect.META_FOLDER):
+        open_model = meta_llama.open_checkpoint if kind == detect.TORCH else meta_llama.open_folder
+        opened = open_model(path)
+        stored = opened.stored()
+        return LoadedModel(stored, kind, path, find_tokenizer(path, stored.config), lambda: opened.read()[1])
+    readers = {detect.LLMC_MODEL: llmc, detect.LLAMA2C_MODEL: llama2c, detect.GGUF: gguf_llama}
+    if reader := readers.get(kind):
+        stored = reader.read_stored(path)
+        return LoadedModel(stored, kind, path, find_tokenizer(path, stored.config), lambda: reader.read_model(path)[1])
     raise UserError(f"{path} is {detect.with_article(kind)}, which holds no model to run: {detect.MODELS_HELP}")
 
 
@@ -78,8 +91,14 @@ def _from_folder(folder: Path, kind: str, source: Path) -> LoadedModel:
         raise UserError(f"{folder} is not complete (no {detect.DONE} in it): choose another checkpoint")
     if damaged := seals.damaged_files(folder, (huggingface.CONFIG, huggingface.WEIGHTS)):
         raise UserError(f"{folder / damaged[0]} is damaged: its checksum is not that of what was written; restore it")
-    config, parameters = huggingface.read_model(folder)
-    return LoadedModel(config, parameters, kind, source, find_tokenizer(folder, config))
+    stored = huggingface.read_stored(folder)
+
+    def read_parameters() -> Parameters:
+        parameters = take_parameters(stored.config)
+        huggingface.read_parameters(folder, stored.config, parameters)
+        return parameters
+
+    return LoadedModel(stored, kind, source, find_tokenizer(folder, stored.config), read_parameters)
 
 
 def find_tokenizer(model: Path, config: ModelConfig) -> Path | str | None:

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from llmpy.blocks import BLOCK_TYPES, OTHER_TYPES, BlockType, dequantize
 from llmpy.errors import UserError
-from llmpy.formats.gguf_blocks import BLOCK_TYPES, OTHER_TYPES, BlockType, dequantize
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)

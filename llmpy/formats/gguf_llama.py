@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from llmpy.blocks import dequantize_into
 from llmpy.config import LlamaConfig, RopeScaling
 from llmpy.errors import UserError
 from llmpy.formats.gguf import GGUFFile, StoredTensor
-from llmpy.formats.gguf_blocks import dequantize_into
-from llmpy.formats.parts import checked_config, parts, take_parameters
+from llmpy.formats.parts import Part, checked_config, parts, store_parts, take_parameters
+from llmpy.matrix import Matrix
 from llmpy.parameters import Parameters
 from llmpy.progress import bar
+from llmpy.stored import StoredWeights
 
 # Architecture -> are the channels that rotate together neighbours? llama.cpp reorders those of its "llama".
 ARCHITECTURES = {"llama": True, "qwen2": False}
@@ -135,6 +137,21 @@ def open_weights(file: GGUFFile, config: LlamaConfig) -> dict[str, StoredTensor]
     if others := sorted(file.tensors.keys() - found.keys() - {_ROPE_FACTORS}):
         raise UserError(f"{file.path} holds {others[0][:60]}, which no model has whose metadata say what these do")
     return found
+
+
+def read_stored(path: Path) -> StoredWeights:
+    """The model in a file as it lies there. Raises UserError for what is missing or amiss."""
+    file = GGUFFile(path)
+    config = read_config(file)
+    weights = open_weights(file, config)
+
+    def read(part: Part) -> np.ndarray | Matrix:
+        tensor = weights[part.renamed(NAMES)]
+        if len(tensor.shape) == 1:
+            return tensor.dequantize()
+        return Matrix(tensor.kind, (tensor.shape[0], tensor.shape[1]), tensor.data, mapped=True)
+
+    return store_parts(path, config, read)
 
 
 def read_model(path: Path) -> tuple[LlamaConfig, Parameters]:

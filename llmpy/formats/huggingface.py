@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from llmpy.config import GPT2_VOCAB_SIZE, GPT2Config, LlamaConfig, ModelConfig
 from llmpy.errors import UserError
 from llmpy.files import write_atomic, write_text_atomic
 from llmpy.formats import huggingface_gpt2, huggingface_llama
-from llmpy.formats.parts import Part, parts, take_parameters
+from llmpy.formats.parts import Part, parts, store_parts, take_parameters
 from llmpy.formats.safetensors import SafetensorsFile, TensorToWrite, write
 from llmpy.parameters import Parameters
+from llmpy.stored import StoredWeights
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PREFIX = "transformer."  # of GPT2LMHeadModel; files of GPT2Model, the hub's "gpt2" among them, have none
@@ -44,6 +46,20 @@ def read_model(folder: Path) -> tuple[ModelConfig, Parameters]:
     parameters = take_parameters(config)
     _fill(parameters, config, weights)
     return config, parameters
+
+
+def read_stored(folder: Path) -> StoredWeights:
+    """The model as it lies in the files of a folder, q and k in their order. Raises UserError as `read_model`."""
+    config = read_config(folder)
+    if isinstance(config, LlamaConfig):
+        config = replace(config, rope_interleaved=False)
+    weights = open_weights(folder, config)
+
+    def read(part: Part) -> np.ndarray:
+        file, foreign = weights[part.huggingface]
+        return file.tensor(foreign)
+
+    return store_parts(folder, config, read)
 
 
 def read_parameters(folder: Path, config: ModelConfig, parameters: Parameters) -> None:

@@ -16,13 +16,15 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from llmpy.blocks import F32, Q8_0, quantize_into
 from llmpy.config import LlamaConfig
 from llmpy.errors import UserError
 from llmpy.files import write_atomic
 from llmpy.formats.llmc import check_size
-from llmpy.formats.parts import Part, checked_config, parts, read_parts
+from llmpy.formats.parts import Part, checked_config, parts, read_parts, store_parts
 from llmpy.parameters import Parameters
 from llmpy.progress import bar
+from llmpy.stored import Copy, StoredWeights
 
 MAGIC = 0x616B3432
 HEADER_BYTES = {0: 28, 1: 256, 2: 256}
@@ -189,6 +191,31 @@ def read_model(path: Path) -> tuple[LlamaConfig, Parameters]:
     """The model in a file, as float32. Raises UserError, before memory is taken, where the file is not whole."""
     file = Llama2cFile(path)
     return file.config, read_parts(file.config, lambda part: as_float32(file.stored(part)), interleaved=True)
+
+
+def read_stored(path: Path) -> StoredWeights:
+    """The model in a file as it lies there; 8 bits, whose scales lie apart from them, in blocks of Q8_0."""
+    file = Llama2cFile(path)
+
+    def read(part: Part) -> np.ndarray | Copy:
+        stored = file.stored(part)
+        return _as_blocks(stored, file.header.group_size) if isinstance(stored, Q8Tensor) else stored
+
+    return store_parts(path, file.config, read)
+
+
+def _as_blocks(stored: Q8Tensor, group_size: int) -> Copy:
+    """The same values, in groups of 32 with a scale in float16; as float32 where groups are smaller or odd."""
+    if group_size % Q8_0.numbers:
+        return Copy(F32, stored.values.shape, lambda data: quantize_into(data, F32, stored.dequantize()))
+
+    def fill(data: np.ndarray) -> None:
+        blocks = data.reshape(*stored.scales.shape, -1, Q8_0.bytes)  # of a row, of a group of it
+        with np.errstate(all="ignore"):
+            blocks[..., :2] = stored.scales.astype("<f2")[..., None, None].view(np.uint8)
+        blocks[..., 2:] = stored.values.view(np.uint8).reshape(*blocks.shape[:-1], Q8_0.numbers)
+
+    return Copy(Q8_0, stored.values.shape, fill)
 
 
 def as_float32(stored: np.ndarray | Q8Tensor) -> np.ndarray:

@@ -16,9 +16,11 @@ import numpy as np
 from llmpy.config import GPT2Config
 from llmpy.errors import UserError
 from llmpy.files import write_atomic
+from llmpy.formats.parts import store_parts
 from llmpy.models.transformer import plan_parameters
 from llmpy.parameters import Parameters, gpt2_table, total_size
 from llmpy.progress import bar
+from llmpy.stored import StoredWeights
 
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
@@ -83,6 +85,14 @@ def read_model(path: Path) -> tuple[GPT2Config, Parameters]:
     parameters = Parameters(gpt2_table(config), plan_parameters(config, training=False).take()["parameters"])
     read_parameters(path, config, parameters)
     return config, parameters
+
+
+def read_stored(path: Path) -> StoredWeights:
+    """The model in a file as it lies there. Raises UserError where the file is not whole."""
+    header = read_model_header(path)
+    numbers = np.memmap(path, DTYPES[header.dtype], "r", HEADER_BYTES).view(np.ndarray)
+    tensors = Parameters(gpt2_table(header.config), numbers)
+    return store_parts(path, header.config, lambda part: part.of(tensors))
 
 
 def read_parameters(path: Path, config: GPT2Config, parameters: Parameters) -> None:

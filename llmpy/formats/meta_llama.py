@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from llmpy.blocks import F32, PLAIN, quantize_into
 from llmpy.config import LlamaConfig, RopeScaling
 from llmpy.errors import UserError
 from llmpy.formats.huggingface import read_json
-from llmpy.formats.parts import Part, checked_config, parts, read_parts
+from llmpy.formats.parts import Part, checked_config, parts, read_parts, store_parts
 from llmpy.formats.pytorch_files import read_torch_file
 from llmpy.parameters import Parameters
+from llmpy.stored import Copy, StoredWeights
 
 PARAMS, FIRST_SHARD = "params.json", "consolidated.00.pth"
 NAMES = {
@@ -54,6 +56,17 @@ class MetaModel:
     def read(self) -> tuple[LlamaConfig, Parameters]:
         """The model as float32."""
         return self.config, read_parts(self.config, self.tensor, interleaved=True)
+
+    def stored(self) -> StoredWeights:
+        """The model as it lies in the files, each matrix put together where it was split."""
+        return store_parts(self.path, self.config, self._stored)
+
+    def _stored(self, part: Part) -> np.ndarray | Copy:
+        slices = self.slices[part.renamed(NAMES)]
+        if slices[0].shape == part.shape:
+            return slices[0]
+        kind, (OC, C) = PLAIN.get(slices[0].dtype, F32), part.shape
+        return Copy(kind, (OC, C), lambda data: quantize_into(data, kind, _joined(slices, part.shape)))
 
     def tensor(self, part: Part) -> np.ndarray:
         """One part, put together from its slices."""

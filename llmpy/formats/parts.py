@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llmpy.blocks import F32, PLAIN
 from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.errors import UserError
+from llmpy.matrix import Matrix
+from llmpy.memory import physical_memory
 from llmpy.models.transformer import plan_parameters
 from llmpy.parameters import Parameters, parameter_table
+from llmpy.stored import MATRICES, Copy, Key, StoredWeights
 
 _SIZES = ("vocab_size", "context", "layers", "heads", "kv_heads", "channels", "hidden", "head_size")
 
@@ -32,6 +38,7 @@ class Part:
     shape: tuple[int, ...]
     transposed: bool = False
     heads: int = 0  # of q and k of a Llama, whose rows positions rotate: the number of their heads
+    stored_as: str = ""  # its name in StoredWeights
 
     @property
     def huggingface(self) -> str:
@@ -67,16 +74,15 @@ class Part:
 def parts(config: ModelConfig) -> Iterator[Part]:
     """All parts of a model, layer by layer within each of our tensors."""
     for spec in parameter_table(config):
-        row_axis = 1 if spec.per_layer else 0
-        shape = spec.shape[row_axis:]
-        pieces = spec.parts or ((spec.huggingface, spec.rows or shape[0]),)
+        rest = spec.shape[2:] if spec.per_layer else spec.shape[1:]
         for layer in range(config.layers) if spec.per_layer else (None,):
-            first = 0
-            for name, count in pieces:
-                rows, foreign = slice(first, first + count), (count, *shape[1:])
+            for piece in spec.pieces():
+                foreign = (piece.rows.stop - piece.rows.start, *rest)
                 foreign = foreign[::-1] if spec.transposed else foreign
-                yield Part(name, layer, spec.name, rows, foreign, spec.transposed, _rotated_heads(name, config))
-                first += count
+                yield Part(
+                    piece.huggingface, layer, spec.name, piece.rows, foreign, spec.transposed,
+                    _rotated_heads(piece.huggingface, config), piece.stored,
+                )  # fmt: skip
 
 
 def _rotated_heads(name: str, config: ModelConfig) -> int:
@@ -109,6 +115,44 @@ def read_parts(config: ModelConfig, read: Callable[[Part], np.ndarray], interlea
     for part in parts(config):
         part.fill(parameters, config, read(part), interleaved)
     return parameters
+
+
+def store_parts(where: Path, config: ModelConfig, read: Callable[[Part], np.ndarray | Matrix | Copy]) -> StoredWeights:
+    """The weights of a model as they lie in a file that is mapped, its q and k in the order that the config says.
+
+    `read(part)` gives a part, an array in the foreign shape. What cannot be used where it lies (what is transposed, of
+    float64, or not aligned) is copied. Raises UserError, beginning with `where`, before that, where memory cannot hold
+    what is mapped.
+    """
+    tensors: dict[Key, Matrix | Copy | np.ndarray] = {}
+    for part in parts(config):
+        tensor = read(part)
+        if part.stored_as in MATRICES:
+            tensor = _as_matrix(tensor.T if isinstance(tensor, np.ndarray) and part.transposed else tensor)
+        elif isinstance(tensor, np.ndarray):
+            with np.errstate(over="ignore", invalid="ignore"):
+                tensor = tensor.astype(np.float32)
+        tensors[part.layer, part.stored_as] = tensor
+    mapped = sum(tensor.nbytes for tensor in tensors.values() if isinstance(tensor, Matrix) and tensor.mapped)
+    memory = physical_memory()
+    if memory is not None and mapped > memory:
+        raise UserError(
+            f"{where}: every token reads its {mapped / 1e9:.1f} GB of weights, and this machine has"
+            f" {memory / 1e9:.1f} GB of memory: choose a smaller model, or one of fewer bits"
+        )
+    return StoredWeights(config, tensors, f"reading {where.name}")
+
+
+def _as_matrix(tensor: np.ndarray | Matrix | Copy) -> Matrix | Copy:
+    if isinstance(tensor, Copy):
+        return tensor
+    if isinstance(tensor, np.ndarray):
+        if tensor.dtype not in PLAIN or not tensor.flags.c_contiguous:
+            return Copy.of(tensor, PLAIN.get(tensor.dtype, F32))
+        tensor = Matrix.of(tensor, mapped=True)
+    if tensor.kind.numbers == 1 and tensor.address % tensor.kind.bytes:
+        return Copy(tensor.kind, tensor.shape, partial(np.copyto, src=tensor.data))
+    return tensor
 
 
 def checked_config(where: str, **sizes: Any) -> LlamaConfig:

@@ -1,4 +1,4 @@
-"""The types of numbers in a GGUF file, and how each becomes float32.
+"""The types of numbers that weights are stored in, and how each becomes float32.
 
 A quantized type keeps a row in blocks of 32 or 256 numbers. Layouts as ggml has them (ggml-common.h, ggml-quants.c of
 llama.cpp); d and m are float16, `q` the small whole numbers:
@@ -12,23 +12,28 @@ llama.cpp); d and m are float16, `q` the small whole numbers:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import ml_dtypes
 import numpy as np
 
-ROWS_AT_ONCE = 2**22  # bytes: what is converted in one go
+BYTES_AT_ONCE = 2**20  # converted in one go, so that what is made on the way stays in the cache
 
 
 @dataclass(frozen=True)
 class BlockType:
-    """`numbers` of a block, the `bytes` it takes, and blocks uint8 [n, bytes] -> float32 [n, numbers]."""
+    """`numbers` of a block, the `bytes` it takes, and how blocks uint8 [n, bytes] become float32 [n, numbers].
+
+    `code` is GGUF's number of the type. `from_float32` is the way back, of the types that we write.
+    """
 
     name: str
+    code: int
     numbers: int
     bytes: int
     to_float32: Callable[[np.ndarray], np.ndarray]
+    from_float32: Callable[[np.ndarray], np.ndarray] | None = None
 
     def row_bytes(self, columns: int) -> int:
         return columns // self.numbers * self.bytes
@@ -36,6 +41,10 @@ class BlockType:
 
 def _plain(dtype: np.dtype) -> Callable[[np.ndarray], np.ndarray]:
     return lambda blocks: np.ascontiguousarray(blocks).view(dtype).astype(np.float32)
+
+
+def _rounded(dtype: np.dtype) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda numbers: numbers.astype(dtype).view(np.uint8)
 
 
 def _half(blocks: np.ndarray, at: int) -> np.ndarray:
@@ -50,6 +59,21 @@ def _nibbles(data: np.ndarray) -> np.ndarray:
 
 def _q8_0(blocks: np.ndarray) -> np.ndarray:
     return blocks[:, 2:].view(np.int8) * _half(blocks, 0)
+
+
+def _to_q8_0(numbers: np.ndarray) -> np.ndarray:
+    """d = max |x| / 127 in float16, q = x / d to the nearest, ties to even."""
+    blocks = np.empty((len(numbers), 34), np.uint8)
+    largest = np.finfo(np.float16).max
+    d = np.minimum(np.abs(numbers).max(-1, keepdims=True) / np.float32(127), largest).astype("<f2")
+    divisor = d.astype(np.float32)
+    divisor[divisor == 0] = 1
+    q = numbers * (1 / divisor)
+    np.rint(q, out=q)
+    np.clip(q, -127, 127, out=q)  # of the tiniest, where float16 is coarse, and the largest
+    blocks[:, :2] = d.view(np.uint8)
+    blocks[:, 2:].view(np.int8)[...] = q
+    return blocks
 
 
 def _q4_0(blocks: np.ndarray) -> np.ndarray:
@@ -80,33 +104,47 @@ def _q6_k(blocks: np.ndarray) -> np.ndarray:
     return (q.reshape(-1, 16, 16) * d[..., None]).reshape(-1, 256)
 
 
-BLOCK_TYPES = {
-    0: BlockType("F32", 1, 4, _plain(np.dtype("<f4"))),
-    1: BlockType("F16", 1, 2, _plain(np.dtype("<f2"))),
-    2: BlockType("Q4_0", 32, 18, _q4_0),
-    3: BlockType("Q4_1", 32, 20, _q4_1),
-    8: BlockType("Q8_0", 32, 34, _q8_0),
-    12: BlockType("Q4_K", 256, 144, _q4_k),
-    14: BlockType("Q6_K", 256, 210, _q6_k),
-    30: BlockType("BF16", 1, 2, _plain(np.dtype(ml_dtypes.bfloat16))),
-}
+_F32, _F16, _BF16 = np.dtype("<f4"), np.dtype("<f2"), np.dtype(ml_dtypes.bfloat16)
+F32 = BlockType("F32", 0, 1, 4, _plain(_F32), _rounded(_F32))
+F16 = BlockType("F16", 1, 1, 2, _plain(_F16), _rounded(_F16))
+Q4_0 = BlockType("Q4_0", 2, 32, 18, _q4_0)
+Q4_1 = BlockType("Q4_1", 3, 32, 20, _q4_1)
+Q8_0 = BlockType("Q8_0", 8, 32, 34, _q8_0, _to_q8_0)
+Q4_K = BlockType("Q4_K", 12, 256, 144, _q4_k)
+Q6_K = BlockType("Q6_K", 14, 256, 210, _q6_k)
+BF16 = BlockType("BF16", 30, 1, 2, _plain(_BF16), _rounded(_BF16))
+BLOCK_TYPES = {kind.code: kind for kind in (F32, F16, Q4_0, Q4_1, Q8_0, Q4_K, Q6_K, BF16)}
+PLAIN = {_F32: F32, _F16: F16, _BF16: BF16}  # by the type of an array
 # Types that are not read, for the one line that says so; there are more.
 OTHER_TYPES = {6: "Q5_0", 7: "Q5_1", 10: "Q2_K", 11: "Q3_K", 13: "Q5_K", 20: "IQ4_NL", 23: "IQ4_XS", 39: "MXFP4"}
 
 
 def dequantize(kind: BlockType, data: np.ndarray) -> np.ndarray:
     """data uint8 [..., bytes of a row], whole blocks -> float32 [..., numbers of a row]"""
-    blocks = data.reshape(-1, kind.bytes)
     numbers = data.shape[-1] // kind.bytes * kind.numbers
     with np.errstate(all="ignore"):  # a damaged scale may be infinite; `llmpy info` counts what comes of it
-        return kind.to_float32(blocks).reshape(*data.shape[:-1], numbers)
+        return kind.to_float32(data.reshape(-1, kind.bytes)).reshape(*data.shape[:-1], numbers)
 
 
 def dequantize_into(out: np.ndarray, kind: BlockType, data: np.ndarray) -> None:
-    """The same into float32 `out` [..., numbers of a row], a few megabytes at a time."""
+    """The same into float32 `out` [..., numbers of a row], a megabyte at a time."""
     if data.ndim == 1:
         out[...] = dequantize(kind, data)
         return
-    step = max(1, ROWS_AT_ONCE // max(1, data[:1].nbytes))
-    for start in range(0, len(data), step):
-        out[start : start + step] = dequantize(kind, data[start : start + step])
+    for rows in _pieces(data):
+        out[rows] = dequantize(kind, data[rows])
+
+
+def quantize_into(out: np.ndarray, kind: BlockType, numbers: np.ndarray) -> None:
+    """float32 numbers [rows, columns] -> `out` uint8 [rows, bytes of a row], of a type that has `from_float32`."""
+    assert kind.from_float32 is not None, f"{kind.name} is read alone"
+    with np.errstate(all="ignore"):
+        for rows in _pieces(numbers):
+            piece = np.ascontiguousarray(numbers[rows], np.float32)
+            out[rows] = kind.from_float32(piece.reshape(-1, kind.numbers)).reshape(out[rows].shape)
+
+
+def _pieces(array: np.ndarray) -> Iterator[slice]:
+    """Its rows, a megabyte at a time."""
+    step = max(1, BYTES_AT_ONCE // max(1, array[:1].nbytes))
+    return (slice(start, start + step) for start in range(0, len(array), step))
