@@ -108,12 +108,39 @@ class Kernel:
         self._compiled.add(precision)
 
 
+class Entry:
+    """A function of so many int64 arguments that kernels call through its `address`, which is 0 until it is compiled.
+
+    `call` does it from Python.
+    """
+
+    call: Callable[..., None]
+
+    def __init__(self, function: Callable[..., None], arguments: int) -> None:
+        self._function, self._arguments, self.address = function, arguments, 0
+
+    @property
+    def title(self) -> str:
+        return self._function.__name__.removesuffix("_entry").replace("_", " ")
+
+    def signatures(self, precision: str) -> Iterator[tuple[Any, ...]]:
+        yield (i64,) * self._arguments
+
+    def compile(self, precision: str) -> None:
+        if not self.address:
+            with _cached():
+                self._compiled = numba.cfunc(
+                    types.void(*[i64] * self._arguments), cache=True, fastmath=FASTMATH, error_model="numpy"
+                )(self._function)
+            self.address, self.call = self._compiled.address, self._compiled.ctypes
+
+
 def as_bits(array: np.ndarray) -> np.ndarray:
     """A bfloat16 array as Numba can read it, uint16; any other as it is."""
     return array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array
 
 
-_kernels: list[Kernel] = []
+_kernels: list[Kernel | Entry] = []
 
 _helper_numbers = count()
 
@@ -135,16 +162,33 @@ def kernel(*signature: Any, precisions: tuple[str, ...] = PRECISIONS) -> Callabl
     """
 
     def decorate(function: Callable[..., Any]) -> Kernel:
-        previous = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(_cache_folder())  # read while decorating; put back, it is not ours alone
-        try:
+        with _cached():
             dispatcher = njit(parallel=_PARALLEL, fastmath=FASTMATH, error_model="numpy", cache=True)(function)
-        finally:
-            numba.config.CACHE_DIR = previous
-        _kernels.append(Kernel(dispatcher, signature, precisions))
-        return _kernels[-1]
+        _kernels.append(made := Kernel(dispatcher, signature, precisions))
+        return made
 
     return decorate
+
+
+def entry(arguments: int) -> Callable[[Callable[..., None]], Entry]:
+    """Decorates a function over so many int64 arguments that kernels call through its address."""
+
+    def decorate(function: Callable[..., None]) -> Entry:
+        _kernels.append(made := Entry(function, arguments))
+        return made
+
+    return decorate
+
+
+@contextlib.contextmanager
+def _cached() -> Iterator[None]:
+    """Numba reads the folder of its cache while it decorates; it is put back, for it is not ours alone."""
+    previous = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(_cache_folder())
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = previous
 
 
 def _cache_folder() -> Path:
@@ -184,7 +228,7 @@ def compile_all(report: Callable[[int, int, str], None] | None = None, precision
             marker.touch()
 
 
-def _of(precision: str) -> list[Kernel]:
+def _of(precision: str) -> list[Kernel | Entry]:
     return [each for each in _kernels if any(True for _ in each.signatures(precision))]
 
 

@@ -7,12 +7,12 @@ takes a task by counting up, and when none is left waits until all are done. Who
 result, and nobody needs to be there: one thread alone would do everything.
 
     for every layer:
-        q, k, v of norm(x), q and k turned by their position; k and v go into the cache      a task is some heads
-        attention                                                                            heads
-        x += attproj                                                                         rows of the weight
-        hidden = silu(gate) * up, or gelu(fc), of norm(x)                                    rows
-        x += down                                                                            rows
-    logits = head of norm(x)                                                                 rows
+        q, k, v of norm(x), q and k turned by their position; k and v go into the cache
+        attention
+        x += attproj
+        hidden = silu(gate) * up, or gelu(fc), of norm(x)
+        x += down
+    logits = head of norm(x)
 
 Before each product its vectors are brought into the form that the weights meet (dots.py): by each thread for itself
 where there are few, as tasks of a phase where there are many.
@@ -20,409 +20,200 @@ where there are few, as tasks of a phase where there are many.
 
 from __future__ import annotations
 
-from collections import namedtuple
+from typing import Any
 
+import ml_dtypes
 import numpy as np
-from numba import prange, types
+from numba import get_num_threads, prange
 
-from llmpy.kernels.cpu.compile import Activations, boolean, f32, helper, i32, i64, kernel, matrix, vector
-from llmpy.kernels.cpu.dots import BYTES, FLOATS, GROUP, HALVES, KINDS, form_of, make_dots
-from llmpy.kernels.cpu.scalars import fetch_add, narrow_like, wait_until, widen
-from llmpy.kernels.cpu.vector_math import exp, gelu
+from llmpy.config import LlamaConfig, ModelConfig
+from llmpy.kernels.cpu.compile import entry, i64, kernel
+from llmpy.kernels.cpu.decode_phases import (
+    ATT,
+    ATTPROJ,
+    ATTPROJB,
+    COUNTER_BYTES,
+    DOWN,
+    FCPROJB,
+    FEW,
+    GATE,
+    HIDDEN,
+    LN1B,
+    LN1W,
+    LN2B,
+    LN2W,
+    LNFB,
+    LNFW,
+    MATRICES,
+    NORMED,
+    OTHERS,
+    SCORES,
+    SIZES,
+    SPARE,
+    Q,
+    add_product,
+    attend,
+    forms_for,
+    forms_of,
+    make_heads,
+    make_hidden,
+    make_logits,
+    matrix_of,
+    model_at,
+    normalize,
+    ready,
+    row_of,
+    table_of,
+)
+from llmpy.kernels.cpu.dots import call_entry, products_entry, weighted_sum_entry
+from llmpy.matrix import Matrix
+from llmpy.memory import MemoryPlan
+from llmpy.stored import StoredWeights
 
-Q, K, V, ATTPROJ, GATE, UP, DOWN = range(7)  # the matrices of a layer; of a GPT-2, GATE is its fc and there is no UP
-ADDRESS, KIND, ROW_BYTES, ROWS = range(4)  # what the table says of each
-FEW = 2  # sequences for which every thread makes the forms itself
-TASKS = 8  # to a thread and phase, if there is work for so many
-SMALL = 16384  # products that one task should have at least
-LOWEST = np.float32(-3e38)
-COUNTER_BYTES = 128  # of a phase: how many tasks are taken, and a cache line later how many are done
-F32, BF16 = 0, 30
-
-_dots_4x4, _dots_4x1, _dots_1x1 = make_dots(4, 4), make_dots(4, 1), make_dots(1, 1)
-_FORMS = np.zeros(max(KINDS) + 1, np.int64)
-for _code, _title in KINDS.items():
-    _FORMS[_code] = form_of(_title)
-
-Shape = namedtuple("Shape", "S L C NH NKV hs H V room eps interleaved threads slots")
-"""Of the model and the call. `room`: numbers of the longest vector, up to a multiple of 64; `slots` of the cache."""
-Vectors = namedtuple("Vectors", "ln1w ln1b qkvb attprojb ln2w ln2b fcb fcprojb lnfw lnfb")
-"""float32 [L, n], the last two [1, n]; of width 0 where a model has none. Without ln1b the norms are RMSNorms."""
-Work = namedtuple("Work", "normed forms q att hidden scores small")
-"""float32 normed [threads + 1, S, C], q and att [S, NH * hs], hidden [S, H], scores [threads, T], small [threads, n];
-uint8 forms [threads + 1, S, 5 * room]. Number 0 of normed and forms is everybody's, the others a thread's own."""
-
-
-# ---- taking part ---------------------------------------------------------------------------------------------------
-
-
-@helper
-def _take(counters, phase):
-    """The number of the next task of a phase."""
-    return fetch_add(counters.ctypes.data + phase * COUNTER_BYTES)
-
-
-@helper
-def _done(counters, phase):
-    fetch_add(counters.ctypes.data + phase * COUNTER_BYTES + COUNTER_BYTES // 2)
-
-
-@helper
-def _wait(counters, phase, tasks):
-    """Until all tasks of a phase are done -> the next phase."""
-    wait_until(counters.ctypes.data + phase * COUNTER_BYTES + COUNTER_BYTES // 2, tasks)
-    return phase + 1
-
-
-@helper
-def _tasks_for(count, products, threads):
-    """Into how many tasks `count` equal pieces go, that take so many products together."""
-    return min(count, TASKS * threads, max(threads, products // SMALL))
+ALONE = 2_000_000  # products of a step: up to here one thread is done before a second has heard of it
+LAYERNORM_EPS = 1e-5
+_S, _THREADS = SIZES.index("S"), SIZES.index("threads")  # in a block
 
 
-# ---- vectors -------------------------------------------------------------------------------------------------------
+class Decode:
+    """Decodes with the weights of a model, over a cache that others may write, too.
 
+    keys and values [L, slots, T, NKV, hs], float32 or bfloat16; cos and sin [T, hs / 2] of every position, for a Llama.
+    """
 
-@helper
-def _normalize(y, x, w, b, eps):
-    """LayerNorm of a vector, or without b its RMSNorm"""
-    C = x.size
-    mean = np.float32(0)
-    if b.size:
-        for c in range(C):
-            mean += x[c]
-        mean /= np.float32(C)
-    squares = np.float32(0)
-    for c in range(C):
-        squares += (x[c] - mean) * (x[c] - mean)
-    rstd = np.float32(1) / np.sqrt(squares / np.float32(C) + eps)
-    for c in range(C):
-        y[c] = (x[c] - mean) * rstd * w[c]
-    if b.size:
-        for c in range(C):
-            y[c] += b[c]
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: StoredWeights,
+        keys: np.ndarray,
+        values: np.ndarray,
+        cos: np.ndarray | None = None,
+        sin: np.ndarray | None = None,
+    ) -> None:
+        L, slots, T, NKV, hs = keys.shape
+        C, NH, V, threads = config.channels, config.heads, config.vocab_size, get_num_threads()
+        H = config.hidden if isinstance(config, LlamaConfig) else 4 * C
+        room = -(-max(C, H, NH * hs) // 64) * 64
+        self.memory = plan = MemoryPlan()
+        for name, rows, columns in (
+            ("x", slots, C),
+            ("logits", slots, V),
+            ("normed", (threads + 1) * slots, C),
+            ("q", slots, NH * hs),
+            ("att", slots, NH * hs),
+            ("hidden", slots, H),
+            ("scores", threads, T),
+            ("spare", threads, slots * max(H, hs)),
+        ):
+            plan.add("decoding", name, rows, columns)
+        plan.add("decoding", "forms", (threads + 1) * slots, 5 * room, dtype=np.uint8)
+        self._arrays = arrays = plan.take()
+        arrays |= _vectors_of(weights)
+        no_angles = np.zeros((0, 0), np.float32)
+        arrays |= {"cos": no_angles if cos is None else cos, "sin": no_angles if sin is None else sin}
+        arrays["eps"] = np.full((1, 1), getattr(config, "norm_eps", LAYERNORM_EPS), np.float32)
+        arrays["placed"] = np.zeros((2, slots), np.int32)
+        layers = [_matrices_of(layer, NH * hs) for layer in weights.layers]
+        head = weights.head[:V]
+        rows = [*layers, [head] * 7]
+        arrays["table"] = np.array([[_table_entry(matrix) for matrix in row] for row in rows], np.int64)
+        self._counters = np.zeros((9 * L + 3, COUNTER_BYTES // 8), np.int64)
+        self._kept = weights, keys, values  # what the addresses below lead to
+        self._products = sum(m.shape[0] * m.shape[1] for row in [*layers, [head]] for m in row if m is not None)
+        self._threads = threads
+        interleaved = isinstance(config, LlamaConfig) and config.rope_interleaved
+        narrow = keys.dtype == ml_dtypes.bfloat16
+        for each in (products_entry, weighted_sum_entry, take_part):
+            each.compile("float32")
+        calls = products_entry.address, weighted_sum_entry.address
+        sizes = (0, L, C, NH, NKV, hs, H, V, T, slots, room, 0, interleaved, narrow)
+        self._block = np.array(
+            [*sizes, _address(keys), _address(values), *calls, _address(self._counters)]
+            + [number for name in MATRICES for number in (_address(arrays[name]), *arrays[name].shape)]
+            + [_address(arrays[name]) for name in OTHERS],
+            np.int64,
+        )
 
-
-@helper
-def _make_forms(x, forms, room, needed):
-    """What of x [n] is needed beside itself: bfloat16 at byte 0 of its forms, bytes at 2 * room (see dots.py)."""
-    n = x.size
-    if needed & HALVES:
-        halves = forms[: 2 * n].view(np.uint16)
-        for i in range(n):
-            halves[i] = narrow_like(halves, x[i])
-    if needed & BYTES:
-        padded = (n + 63) // 64 * 64
-        q = forms[2 * room : 2 * room + n].view(np.int8)
-        minus_sums = forms[2 * room + padded : 2 * room + padded + n].view(np.int32)
-        scales = forms[2 * room + 2 * padded : 2 * room + 2 * padded + n].view(np.float32)
-        for start in range(0, n, GROUP):
-            part = x[start : start + GROUP]
-            top = np.float32(0)
-            for i in range(GROUP):
-                top = max(top, abs(part[i]))
-            scale = top / np.float32(127)
-            inverse = np.float32(1) / scale if top > 0 else np.float32(0)
-            for i in range(GROUP):
-                q[start + i] = np.int8(np.int32(np.rint(part[i] * inverse)))
-            for i in range(GROUP // 4):
-                at = start + 4 * i
-                total = np.int32(q[at]) + np.int32(q[at + 1]) + np.int32(q[at + 2]) + np.int32(q[at + 3])
-                minus_sums[start // 4 + i] = -total
-                scales[start // 4 + i] = scale
-
-
-@helper
-def _ready(x, forms, room, needed, shape, counters, phase):
-    """Makes the forms of x [S, n] for all that follow -> the next phase."""
-    if shape.S <= FEW:
-        for s in range(shape.S):
-            _make_forms(x[s], forms[s], room, needed)
-        return phase
-    if needed & (HALVES | BYTES):
-        while True:
-            s = _take(counters, phase)
-            if s >= shape.S:
-                break
-            _make_forms(x[s], forms[s], room, needed)
-            _done(counters, phase)
-        return _wait(counters, phase, shape.S)
-    return phase
-
-
-@helper
-def _normalize_all(x, w, b, normed, forms, needed, shape, counters, phase):
-    """normed [S, C] = norm(x), and its forms -> the next phase."""
-    if shape.S <= FEW:
-        for s in range(shape.S):
-            _normalize(normed[s], x[s], w, b, shape.eps)
-            _make_forms(normed[s], forms[s], shape.room, needed)
-        return phase
-    while True:
-        s = _take(counters, phase)
-        if s >= shape.S:
-            break
-        _normalize(normed[s], x[s], w, b, shape.eps)
-        _make_forms(normed[s], forms[s], shape.room, needed)
-        _done(counters, phase)
-    return _wait(counters, phase, shape.S)
-
-
-# ---- products ------------------------------------------------------------------------------------------------------
-
-
-@helper
-def _product(y, column, weight, first, last, x, forms, room, add):
-    """y[:, column:] = (or += with `add`) the products of rows first..last of a weight with all of x [S, n]."""
-    S, n = x.shape
-    kind, row_bytes = weight[KIND], weight[ROW_BYTES]
-    out = np.empty(16, np.float32)
-    form = _FORMS[kind]
-    if form == FLOATS:
-        vectors, stride = x.ctypes.data, n * 4
-    else:
-        vectors, stride = forms.ctypes.data + (2 * room if form == BYTES else 0), forms.shape[1]
-    whole = first + (last - first) // 4 * 4
-    for row in range(first, last):
-        if row < whole and (row - first) % 4:
-            continue
-        rows = 4 if row < whole else 1
-        w = weight[ADDRESS] + row * row_bytes
-        at = column + row - first
-        s = 0
-        while s < S:
-            count = 1
-            if rows == 4 and s + 4 <= S:
-                count = 4
-                _dots_4x4(kind, w, row_bytes, vectors + s * stride, stride, n, out.ctypes.data)
-            elif rows == 4:
-                _dots_4x1(kind, w, row_bytes, vectors + s * stride, stride, n, out.ctypes.data)
-            else:
-                _dots_1x1(kind, w, row_bytes, vectors + s * stride, stride, n, out.ctypes.data)
-            for j in range(count):
-                target = y[s + j]
-                for i in range(rows):
-                    value = out[i * count + j]
-                    target[at + i] = target[at + i] + value if add else value
-            s += count
-
-
-@helper
-def _add_bias(y, column, b, first, last):
-    """y[:, column:] += b[first:last], if there is a bias"""
-    if b.size:
-        for s in range(y.shape[0]):
-            for i in range(last - first):
-                y[s, column + i] += b[first + i]
-
-
-# ---- the parts of a layer ------------------------------------------------------------------------------------------
-
-
-@helper
-def _turn(head, cos, sin, interleaved):
-    """RoPE of one head, in place."""
-    half = cos.size
-    for i in range(half):
-        a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
-        first, second = head[a], head[b]
-        head[a] = first * cos[i] - second * sin[i]
-        head[b] = first * sin[i] + second * cos[i]
-
-
-@helper
-def _heads(first, last, layer, weights, b, x, forms, shape, work, small, cos, sin, k_cache, v_cache, slots, positions):
-    """Heads first..last of q, then k, then v, of every sequence: q into work.q, the others into the cache."""
-    NH, NKV, hs, S = shape.NH, shape.NKV, shape.hs, shape.S
-    made = small[: S * hs].reshape(S, hs)
-    for head in range(first, last):
-        which, h = (Q, head) if head < NH else (K, head - NH) if head < NH + NKV else (V, head - NH - NKV)
-        _product(made, 0, weights[which], h * hs, (h + 1) * hs, x, forms, shape.room, False)
-        _add_bias(made, 0, b, head * hs, (head + 1) * hs)
-        for s in range(S):
-            at = positions[s]
-            if which != V and cos.size:
-                _turn(made[s], cos[at], sin[at], shape.interleaved)
-            if which == Q:
-                for c in range(hs):
-                    work.q[s, h * hs + c] = made[s, c]
-            else:
-                cache = k_cache if which == K else v_cache
-                line = cache[layer * shape.slots + slots[s], at, h]
-                for c in range(hs):
-                    line[c] = narrow_like(line, made[s, c])
-
-
-@helper
-def _attend(y, q, keys, values, h, count, scores, small):
-    """y [hs] = attention of q [hs] over the first `count` of keys and values [T, NKV, hs], head h of them."""
-    hs, NKV = q.size, keys.shape[1]
-    stride = NKV * hs * keys.itemsize
-    start, kind = keys.ctypes.data + h * hs * keys.itemsize, F32 if keys.itemsize == 4 else BF16
-    query = q.ctypes.data
-    if _FORMS[kind] == HALVES:
-        halves = small[:hs].view(np.uint16)
-        for c in range(hs):
-            halves[c] = narrow_like(halves, q[c])
-        query = halves.ctypes.data
-    for t in range(0, count // 4 * 4, 4):
-        _dots_4x1(kind, start + t * stride, stride, query, 0, hs, scores[t:].ctypes.data)
-    for t in range(count // 4 * 4, count):
-        _dots_1x1(kind, start + t * stride, stride, query, 0, hs, scores[t:].ctypes.data)
-    scale, top, total = np.float32(1 / np.sqrt(hs)), LOWEST, np.float32(0)
-    for t in range(count):
-        top = max(top, scores[t])
-    for t in range(count):
-        scores[t] = exp((scores[t] - top) * scale)
-        total += scores[t]
-    y[:] = 0
-    for t in range(count):
-        share, value = scores[t], values[t, h]
-        for c in range(hs):
-            y[c] += share * widen(value[c])
-    for c in range(hs):
-        y[c] /= total
-
-
-@helper
-def _half_block(x, weight, b, source, forms, shape, counters, phase):
-    """x += a product of `source`, and its bias -> the next phase."""
-    C = shape.C
-    tasks = _tasks_for((C + 3) // 4, shape.S * C * source.shape[1], shape.threads)
-    while True:
-        task = _take(counters, phase)
-        if task >= tasks:
-            break
-        first, last = C * task // tasks // 4 * 4, C * (task + 1) // tasks // 4 * 4 if task + 1 < tasks else C
-        _product(x, first, weight, first, last, source, forms, shape.room, True)
-        _add_bias(x, first, b, first, last)
-        _done(counters, phase)
-    return _wait(counters, phase, tasks)
-
-
-@helper
-def _mlp(weights, b, hidden, x, forms, shape, small, counters, phase):
-    """hidden = silu(gate) * up, or gelu(fc) where there is no up -> the next phase"""
-    H, S = shape.H, shape.S
-    gated = weights[UP, ROWS] > 0
-    tasks = _tasks_for((H + 3) // 4, 2 * S * H * shape.C, shape.threads)
-    while True:
-        task = _take(counters, phase)
-        if task >= tasks:
-            break
-        first, last = H * task // tasks // 4 * 4, H * (task + 1) // tasks // 4 * 4 if task + 1 < tasks else H
-        _product(hidden, first, weights[GATE], first, last, x, forms, shape.room, False)
-        _add_bias(hidden, first, b, first, last)
-        n = last - first
-        if gated:
-            ups = small[: S * n].reshape(S, n)
-            _product(ups, 0, weights[UP], first, last, x, forms, shape.room, False)
-            for s in range(S):
-                row, up = hidden[s, first:last], ups[s]
-                for i in range(n):
-                    row[i] = row[i] / (np.float32(1) + exp(-row[i])) * up[i]
+    def __call__(self, x: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """x [S, C], the embeddings of the newest tokens of S slots, at their positions -> logits [S, V] for the next
+        ones, valid until the next call. The cache then holds the newest, too.
+        """
+        S = len(x)
+        threads = 1 if S * self._products <= ALONE else min(self._threads, get_num_threads())
+        self._arrays["x"][:S] = x
+        self._arrays["placed"][0, :S], self._arrays["placed"][1, :S] = slots, positions
+        self._block[_S], self._block[_THREADS] = S, threads
+        self._counters[:] = 0
+        if threads == 1:  # called as it is: where other programs have the cores, even to say "one thread" takes long
+            take_part.call(_address(self._block), 0)
         else:
-            for s in range(S):
-                row = hidden[s, first:last]
-                for i in range(n):
-                    row[i] = gelu(row[i])
-        _done(counters, phase)
-    return _wait(counters, phase, tasks)
+            _all_take_part(take_part.address, _address(self._block), threads)
+        return self._arrays["logits"][:S]
 
 
-# ---- the model -----------------------------------------------------------------------------------------------------
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
-@helper
-def _needed(weights, first, last):
-    """The forms that a layer's matrices first..last - 1 meet."""
-    needed = 0
-    for which in range(first, last):
-        if weights[which, ROWS]:
-            needed |= _FORMS[weights[which, KIND]]
-    return needed
+def _matrices_of(layer: Any, width: int) -> list[Matrix | None]:
+    """In the order of the table."""
+    if hasattr(layer, "qkv"):
+        heads = [layer.qkv[start : start + width] for start in (0, width, 2 * width)]
+        return [*heads, layer.attproj, layer.fc, None, layer.fcproj]
+    return [layer.q, layer.k, layer.v, layer.attproj, layer.gate, layer.up, layer.down]
 
 
-@helper
-def _take_part(thread, shape, table, head, v, x, logits, k_cache, v_cache, slots, positions, cos, sin, work, counters):
+def _table_entry(matrix: Matrix | None) -> tuple[int, int, int, int]:
+    return (0, 0, 0, 0) if matrix is None else (matrix.address, matrix.kind.code, matrix.row_bytes, matrix.shape[0])
+
+
+def _vectors_of(weights: StoredWeights) -> dict[str, np.ndarray]:
+    """Norms and biases, those of all layers in one array; of width 0 where there are none."""
+
+    def stacked(*names: str) -> np.ndarray:
+        rows = []
+        for layer in weights.layers:
+            parts = [part for name in names if (part := getattr(layer, name, None)) is not None]
+            rows.append(np.concatenate([np.zeros(0, np.float32), *parts]))
+        return np.stack(rows)
+
+    found = {name: stacked(name) for name in ("ln1w", "ln1b", "attprojb", "ln2w", "ln2b", "fcb", "fcprojb")}
+    found["qkvb"] = stacked("qkvb", "qb", "kb", "vb")
+    last = {name: getattr(weights, name, np.zeros(0, np.float32)) for name in ("lnfw", "lnfb")}
+    return found | {name: np.array(vector[None]) for name, vector in last.items()}
+
+
+# ---- compiled ------------------------------------------------------------------------------------------------------
+
+
+@entry(2)
+def take_part(block, thread):
     """What each thread does, from the first layer to the logits."""
-    L, NH, hs, threads, S, vocab = shape.L, shape.NH, shape.hs, shape.threads, shape.S, shape.V
-    which = thread + 1 if S <= FEW else 0
-    normed, forms, small = work.normed[which], work.forms[which], work.small[thread]
+    m = model_at(block)
+    first = (thread + 1) * m.slots if m.S <= FEW else 0
+    normed, forms = matrix_of(m, NORMED)[first:], forms_of(m, first)
+    att, hidden = matrix_of(m, ATT), matrix_of(m, HIDDEN)
+    scores, spare = row_of(m, SCORES, thread), row_of(m, SPARE, thread)
     phase = 0
-    for layer in range(L):
-        weights = table[layer]
-        needed = _needed(weights, Q, ATTPROJ)
-        phase = _normalize_all(x, v.ln1w[layer], v.ln1b[layer], normed, forms, needed, shape, counters, phase)
-        heads = NH + 2 * shape.NKV
-        tasks = _tasks_for(heads, S * heads * hs * shape.C, threads)
-        while True:
-            task = _take(counters, phase)
-            if task >= tasks:
-                break
-            first, last = heads * task // tasks, heads * (task + 1) // tasks
-            _heads(
-                first, last, layer, weights, v.qkvb[layer], normed, forms, shape, work, small,
-                cos, sin, k_cache, v_cache, slots, positions,
-            )  # fmt: skip
-            _done(counters, phase)
-        phase = _wait(counters, phase, tasks)
-
-        keys = 0
-        for s in range(S):
-            keys += positions[s] + 1
-        tasks = _tasks_for(S * NH, 2 * keys * NH * hs, threads)
-        while True:
-            task = _take(counters, phase)
-            if task >= tasks:
-                break
-            for each in range(S * NH * task // tasks, S * NH * (task + 1) // tasks):
-                s, h = each // NH, each % NH
-                row, part = layer * shape.slots + slots[s], slice(h * hs, (h + 1) * hs)
-                h //= NH // shape.NKV
-                count = positions[s] + 1
-                _attend(work.att[s, part], work.q[s, part], k_cache[row], v_cache[row], h, count, work.scores[thread], small)
-            _done(counters, phase)
-        phase = _wait(counters, phase, tasks)
-
-        phase = _ready(work.att, forms, shape.room, _needed(weights, ATTPROJ, GATE), shape, counters, phase)
-        phase = _half_block(x, weights[ATTPROJ], v.attprojb[layer], work.att, forms, shape, counters, phase)
-        needed = _needed(weights, GATE, DOWN)
-        phase = _normalize_all(x, v.ln2w[layer], v.ln2b[layer], normed, forms, needed, shape, counters, phase)
-        phase = _mlp(weights, v.fcb[layer], work.hidden, normed, forms, shape, small, counters, phase)
-        phase = _ready(work.hidden, forms, shape.room, _needed(weights, DOWN, DOWN + 1), shape, counters, phase)
-        phase = _half_block(x, weights[DOWN], v.fcprojb[layer], work.hidden, forms, shape, counters, phase)
-
-    needed = _FORMS[head[KIND]]
-    phase = _normalize_all(x, v.lnfw[0], v.lnfb[0], normed, forms, needed, shape, counters, phase)
-    tasks = _tasks_for((vocab + 3) // 4, S * vocab * shape.C, threads)
-    while True:
-        task = _take(counters, phase)
-        if task >= tasks:
-            break
-        first, last = vocab * task // tasks // 4 * 4, vocab * (task + 1) // tasks // 4 * 4 if task + 1 < tasks else vocab
-        _product(logits, first, head, first, last, normed, forms, shape.room, False)
-        _done(counters, phase)
+    for layer in range(m.L):
+        weights = table_of(m, layer)
+        w, b = row_of(m, LN1W, layer), row_of(m, LN1B, layer)
+        phase = normalize(m, phase, w, b, normed, forms, forms_for(weights, Q, ATTPROJ))
+        phase = make_heads(m, phase, layer, weights, normed, forms, spare)
+        phase = attend(m, phase, layer, scores, spare)
+        phase = ready(m, phase, att, forms, forms_for(weights, ATTPROJ, GATE))
+        phase = add_product(m, phase, weights[ATTPROJ], row_of(m, ATTPROJB, layer), att, forms)
+        w, b = row_of(m, LN2W, layer), row_of(m, LN2B, layer)
+        phase = normalize(m, phase, w, b, normed, forms, forms_for(weights, GATE, DOWN))
+        phase = make_hidden(m, phase, layer, weights, normed, forms, spare)
+        phase = ready(m, phase, hidden, forms, forms_for(weights, DOWN, DOWN + 1))
+        phase = add_product(m, phase, weights[DOWN], row_of(m, FCPROJB, layer), hidden, forms)
+    head = table_of(m, m.L)
+    phase = normalize(m, phase, row_of(m, LNFW, 0), row_of(m, LNFB, 0), normed, forms, forms_for(head, Q, Q + 1))
+    make_logits(m, phase, head[Q], normed, forms)
 
 
-_cache = Activations(4)
-_shape = types.NamedTuple((*[i64] * 9, f32, boolean, i64, i64), Shape)
-_vectors = types.NamedUniTuple(matrix, 10, Vectors)
-_bytes = types.uint8[:, :, ::1]
-_work = types.NamedTuple((f32[:, :, ::1], _bytes, matrix, matrix, matrix, matrix, matrix), Work)
-
-
-@kernel(
-    _shape, i64[:, :, ::1], i64[::1], _vectors, matrix, matrix, _cache, _cache, i32[::1], i32[::1], matrix, matrix,
-    _work, i64[:, ::1],
-)  # fmt: skip
-def _decode(shape, table, head, v, x, logits, k_cache, v_cache, slots, positions, cos, sin, work, counters):
-    """x [S, C] is the embedding of the newest tokens, and is written over; k_cache, v_cache [L * slots, T, NKV, hs]."""
-    counters[:] = 0
-    if shape.threads == 1:
-        _take_part(0, shape, table, head, v, x, logits, k_cache, v_cache, slots, positions, cos, sin, work, counters)
-    else:
-        for thread in prange(shape.threads):
-            _take_part(
-                thread, shape, table, head, v, x, logits, k_cache, v_cache, slots, positions, cos, sin, work, counters
-            )
+@kernel(i64, i64, i64)
+def _all_take_part(function, block, threads):
+    for thread in prange(threads):
+        call_entry(function, (block, thread))

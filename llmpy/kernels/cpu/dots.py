@@ -12,13 +12,15 @@ vector's four bytes taken off beforehand, in the number that the products are ad
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from llvmlite import binding, ir
 from numba import types
 from numba.extending import intrinsic
 
-from llmpy.kernels.cpu.emit import BF16, F32, I8, I16, I32, I64, broadcast, call, declare, define, lanes, splat
+from llmpy.kernels.cpu.compile import entry
+from llmpy.kernels.cpu.emit import BF16, F32, I8, I16, I32, I64, broadcast, call, declare, define, lanes, splat, widened
 from llmpy.kernels.cpu.isa import ISA
 
 GROUP = 32  # numbers of a vector in bytes that have one scale
@@ -42,37 +44,205 @@ def form_of(kind: str) -> int:
     return HALVES if kind == "BF16" else BYTES
 
 
-def make_dots(rows: int, vectors: int) -> Any:
-    """dots(kind, w, row_bytes, x, x_bytes, depth, out): out float32 [rows, vectors] are the products of `rows` rows of
-    a weight, `row_bytes` apart, with vectors in the form that its kind wants, `x_bytes` apart. `out` has room for 16
-    numbers. `kind` is a code of KINDS.
+@intrinsic
+def products(typingctx, kind, w, row_bytes, rows, x, x_bytes, vectors, depth, y, y_bytes, add):
+    """y [vectors, rows] = or += (with `add` not 0) the products of rows of a weight, `row_bytes` apart, with vectors in
+    the form that its kind, a code of KINDS, wants; vectors are `x_bytes` apart, their results, float32, `y_bytes`."""
+    number, address = types.int64, types.uintp
+    kinds = (number, address, number, number, address, number, number, number, address, number, number)
+
+    def choose(build, args):
+        kind, *rest = args
+        end = build.append_basic_block("end")
+        choice = build.switch(kind, end)
+        for code, title in KINDS.items():
+            choice.add_case(I64(code), block := build.append_basic_block(title))
+            build.position_at_end(block)
+            emit = partial(_emit_products, title)
+            build.call(define(build, f"llmpy_products_{title}", [I64] * 10, emit), rest)
+            build.branch(end)
+        build.position_at_end(end)
+
+    return types.void(*kinds), call("llmpy_products", [I64] * 11, choose)
+
+
+def _emit_products(title: str, build: ir.IRBuilder, args: Any) -> None:
+    """Tile after tile: four rows by four vectors, rows outside, so that they stay in the nearest cache while all
+    vectors pass; eight rows by one vector where there are few; and what is left over."""
+    w, row_bytes, rows, x, x_bytes, vectors, depth, y, y_bytes, add = args
+    emitter = {FLOATS: _Floats, HALVES: _Pairs, BYTES: _Bytes}[form_of(title)]
+
+    def tile(row, R, vector, S):
+        def emit(inner, args):
+            emitter(inner, args, title, R, S).emit()
+
+        function = define(build, f"llmpy_dots_{title}_{R}x{S}", [I64] * 8, emit)
+        at = [build.add(w, build.mul(row, row_bytes)), build.add(x, build.mul(vector, x_bytes))]
+        out = build.add(y, build.add(build.mul(vector, y_bytes), build.shl(row, I64(2))))
+        build.call(function, [at[0], row_bytes, at[1], x_bytes, depth, out, y_bytes, add])
+
+    def single(R):
+        return lambda row: repeat(build, I64(0), vectors, 1, lambda vector: tile(row, R, vector, 1))
+
+    def over_vectors(row):
+        repeat(build, I64(0), vectors, 4, lambda vector: tile(row, 4, vector, 4))
+        repeat(build, build.and_(vectors, I64(~3)), vectors, 1, lambda vector: tile(row, 4, vector, 1))
+
+    few = build.icmp_signed("<", vectors, I64(4))
+    eights = build.select(few, build.and_(rows, I64(~7)), I64(0))
+    repeat(build, I64(0), eights, 8, single(8))
+    repeat(build, eights, rows, 4, over_vectors)
+    repeat(build, build.and_(rows, I64(~3)), rows, 1, single(1))
+
+
+@intrinsic
+def weighted_sum(typingctx, kind, values, stride, weights, count, y, depth):
+    """y float32 [depth] = the sum of `count` vectors, `stride` bytes apart, each times its float32 weight.
+
+    The vectors are float32 or bfloat16 (`kind`).
     """
+    number, address = types.int64, types.uintp
 
-    @intrinsic
-    def dots(typingctx, kind, w, row_bytes, x, x_bytes, depth, out):
-        address, number = types.uintp, types.int64
-        signature = types.void(number, address, number, address, number, number, address)
-        name = f"llmpy_dots_{rows}x{vectors}"
+    def choose(build, args):
+        kind, *rest = args
+        is_float = build.icmp_signed("==", kind, I64(0))
+        with build.if_else(is_float) as (then, otherwise):
+            for branch, title in ((then, "F32"), (otherwise, "BF16")):
+                with branch:
+                    emit = partial(_emit_weighted_sum, title)
+                    build.call(define(build, f"llmpy_weighted_sum_{title}", [I64] * 6, emit), rest)
 
-        def choose(build, args):
-            kind, *rest = args
-            end = build.append_basic_block("end")
-            choice = build.switch(kind, end)
-            for code, title in KINDS.items():
-                choice.add_case(I64(code), block := build.append_basic_block(title))
-                build.position_at_end(block)
-                emitter = {FLOATS: _Floats, HALVES: _Pairs, BYTES: _Bytes}[form_of(title)]
+    kinds = (number, address, number, address, number, address, number)
+    return types.void(*kinds), call("llmpy_weighted_sum", [I64] * 7, choose)
 
-                def emit(inner, args, title=title, emitter=emitter):
-                    emitter(inner, args, title, rows, vectors).emit()
 
-                build.call(define(build, f"{name}_{title}", [I64] * 6, emit), rest)
-                build.branch(end)
-            build.position_at_end(end)
+def _emit_weighted_sum(title: str, build: ir.IRBuilder, args: Any) -> None:
+    """Some channels at a time, their sums in registers while the vectors pass."""
+    values, stride, weights, count, y, depth = args
+    size, width = 4 if title == "F32" else 2, ISA.tile.width
+    VEC = ir.VectorType(F32, width)
+    fma = declare(build, f"llvm.fmuladd.v{width}f32", ir.FunctionType(VEC, [VEC] * 3))
 
-        return signature, call(name, [I64] * 7, choose)
+    def channels(vectors, first, mask=None):
+        together = 4 // vectors  # four sums grow at a time: one alone would wait for itself
+        sums = [[build.alloca(VEC) for _ in range(vectors)] for _ in range(together)]
+        for total in sum(sums, []):
+            build.store(ir.Constant(VEC, None), total)
+        start = build.add(values, build.mul(first, I64(size)))
 
-    return dots
+        def one(t, group):
+            share = broadcast(build, load_at(build, weights, build.shl(t, I64(2)), F32), width)
+            row = build.add(start, build.mul(t, stride))
+            for i, total in enumerate(group):
+                numbers = read_floats(build, title, row, I64(i * width * size), width, mask)
+                build.store(build.call(fma, [share, numbers, build.load(total)]), total)
+
+        def several(t):
+            for i, group in enumerate(sums):
+                one(build.add(t, I64(i)), group)
+
+        repeat(build, I64(0), count, together, several)
+        repeat(build, build.and_(count, I64(~(together - 1))), count, 1, lambda t: one(t, sums[0]))
+        for i in range(vectors):
+            whole = build.load(sums[0][i])
+            for group in sums[1:]:
+                whole = build.fadd(whole, build.load(group[i]))
+            place = build.add(y, build.shl(build.add(first, I64(i * width)), I64(2)))
+            pointer = build.inttoptr(place, VEC.as_pointer())
+            if mask is None:
+                build.store(whole, pointer, align=4)
+            else:
+                kinds = [VEC, VEC.as_pointer(), I32, mask.type]
+                write = declare(build, f"llvm.masked.store.v{width}f32.p0", ir.FunctionType(ir.VoidType(), kinds))
+                build.call(write, [whole, pointer, I32(4), mask])
+
+    wide = 4 * width
+    repeat(build, I64(0), depth, wide, lambda c: channels(4, c))
+    repeat(build, build.and_(depth, I64(~(wide - 1))), depth, width, lambda c: channels(1, c))
+    left = build.and_(depth, I64(width - 1))
+    with build.if_then(build.icmp_signed(">", left, I64(0))):
+        channels(1, build.sub(depth, left), first_lanes(build, left, width))
+
+
+# What is emitted is compiled once, by itself, and called through its address: linked into every kernel that calls it,
+# LLVM would work through it again and again.
+@entry(11)
+def products_entry(kind, w, row_bytes, rows, x, x_bytes, vectors, depth, y, y_bytes, add):
+    products(kind, w, row_bytes, rows, x, x_bytes, vectors, depth, y, y_bytes, add)
+
+
+@entry(7)
+def weighted_sum_entry(kind, values, stride, weights, count, y, depth):
+    weighted_sum(kind, values, stride, weights, count, y, depth)
+
+
+@intrinsic
+def call_entry(typingctx, address, arguments):
+    """Call an entry at its address with a tuple of integers."""
+
+    def codegen(context, build, sig, args):
+        values = [build.extract_value(args[1], i) for i in range(len(sig.args[1]))]
+        function = ir.FunctionType(ir.VoidType(), [I64] * len(values)).as_pointer()
+        build.call(build.inttoptr(args[0], function), values)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.UniTuple(types.int64, len(arguments))), codegen
+
+
+# ---- words ---------------------------------------------------------------------------------------------------------
+
+
+def repeat(build: ir.IRBuilder, start: Any, end: Any, step: int, body: Any) -> None:
+    """body(i) for i = start, start + step ... while a whole step fits below the end."""
+    entry, head, again, done = build.block, *(build.append_basic_block(n) for n in ("head", "again", "done"))
+    build.branch(head)
+    build.position_at_end(head)
+    i = build.phi(I64)
+    i.add_incoming(start, entry)
+    following = build.add(i, I64(step))
+    build.cbranch(build.icmp_signed("<=", following, end), again, done)
+    build.position_at_end(again)
+    body(i)
+    i.add_incoming(following, build.block)
+    build.branch(head)
+    build.position_at_end(done)
+
+
+def load_at(build: ir.IRBuilder, address: Any, offset: Any, kind: Any) -> Any:
+    """What lies `offset` bytes (a value or a number) behind an address."""
+    if isinstance(offset, int):
+        offset = I64(offset)
+    return build.load(build.inttoptr(build.add(address, offset), kind.as_pointer()), align=1)
+
+
+def first_lanes(build: ir.IRBuilder, count: Any, width: int) -> Any:
+    """The mask of the first `count` of the lanes."""
+    numbers = ir.Constant(ir.VectorType(I32, width), [I32(i) for i in range(width)])
+    return build.icmp_signed("<", numbers, broadcast(build, build.trunc(count, I32), width))
+
+
+def read(build: ir.IRBuilder, address: Any, offset: Any, kind: Any, width: int, mask: Any) -> Any:
+    """A vector, of which the lanes outside the mask are 0, and not read."""
+    VEC = ir.VectorType(kind, width)
+    if mask is None:
+        return load_at(build, address, offset, VEC)
+    pointer = build.inttoptr(build.add(address, offset), VEC.as_pointer())
+    suffix = {F32: "f32", F16: "f16", I16: "i16"}[kind]
+    function = ir.FunctionType(VEC, [VEC.as_pointer(), I32, mask.type, VEC])
+    masked_load = declare(build, f"llvm.masked.load.v{width}{suffix}.p0", function)
+    return build.call(masked_load, [pointer, I32(1), mask, ir.Constant(VEC, None)])
+
+
+def read_floats(build: ir.IRBuilder, title: str, address: Any, offset: Any, width: int, mask: Any) -> Any:
+    """float32, float16 or bfloat16 as float32."""
+    if title == "F32":
+        return read(build, address, offset, F32, width, mask)
+    if title == "F16":
+        return build.fpext(read(build, address, offset, F16, width, mask), ir.VectorType(F32, width))
+    return widened(build, read(build, address, offset, I16, width, mask), width)
+
+
+# ---- tiles ---------------------------------------------------------------------------------------------------------
 
 
 class _Dots:
@@ -82,7 +252,7 @@ class _Dots:
 
     def __init__(self, build: ir.IRBuilder, args: Any, kind: str, rows: int, vectors: int) -> None:
         self.build, self.kind = build, kind
-        w, row_bytes, x, x_bytes, self.depth, self.out = args
+        w, row_bytes, x, x_bytes, self.depth, self.y, self.y_bytes, self.add = args
         self.rows = [build.add(w, build.mul(row_bytes, I64(i))) for i in range(rows)]
         self.vectors = [build.add(x, build.mul(x_bytes, I64(j))) for j in range(vectors)]
         self.VEC = ir.VectorType(F32, self.lanes)
@@ -90,27 +260,8 @@ class _Dots:
         for total in sum(self.sums, []):
             build.store(ir.Constant(self.VEC, None), total)
 
-    def repeat(self, start: Any, end: Any, step: int, body: Any) -> None:
-        """body(i) for i = start, start + step ... while a whole step fits below the end."""
-        build = self.build
-        entry, head, again, done = build.block, *(build.append_basic_block(n) for n in ("head", "again", "done"))
-        build.branch(head)
-        build.position_at_end(head)
-        i = build.phi(I64)
-        i.add_incoming(start, entry)
-        following = build.add(i, I64(step))
-        build.cbranch(build.icmp_signed("<=", following, end), again, done)
-        build.position_at_end(again)
-        body(i)
-        i.add_incoming(following, build.block)
-        build.branch(head)
-        build.position_at_end(done)
-
     def at(self, address: Any, offset: Any, kind: Any) -> Any:
-        """What lies `offset` bytes (a value or a number) behind an address."""
-        if isinstance(offset, int):
-            offset = I64(offset)
-        return self.build.load(self.build.inttoptr(self.build.add(address, offset), kind.as_pointer()), align=1)
+        return load_at(self.build, address, offset, kind)
 
     def grow(self, row: int, vector: int, x: Any, y: Any) -> None:
         """sum += x y, in every lane"""
@@ -119,30 +270,29 @@ class _Dots:
         self.build.store(self.build.call(fma, [x, y, self.build.load(total)]), total)
 
     def add_across(self) -> None:
-        """The sums over the lanes of every sum, written to `out`: neighbours are added, of two vectors at a time."""
-        build = self.build
-        vectors = [build.load(total) for row in self.sums for total in row]
-        count, width = len(vectors), self.lanes
+        """The sums over the lanes of every sum, into y: neighbours are added, of two vectors at a time."""
+        build, width = self.build, self.lanes
+        totals = [build.load(row[j]) for j in range(len(self.vectors)) for row in self.sums]
 
         def halve(a: Any, b: Any) -> Any:
             even, odd = lanes(range(0, 2 * width, 2)), lanes(range(1, 2 * width, 2))
             return build.fadd(build.shuffle_vector(a, b, even), build.shuffle_vector(a, b, odd))
 
-        folds = width.bit_length() - 1
-        while len(vectors) > 1 and folds:
-            vectors = [halve(vectors[i], vectors[min(i + 1, len(vectors) - 1)]) for i in range(0, len(vectors), 2)]
-            folds -= 1
-        for _ in range(folds):
-            vectors = [halve(vector, vector) for vector in vectors]
-        for i, vector in enumerate(vectors):  # of fewer lanes than sums there are several
-            used = min(width, count - i * width)
-            for lane in range(used) if used < 4 else ():
-                place = build.inttoptr(build.add(self.out, I64(4 * (i * width + lane))), F32.as_pointer())
-                build.store(build.extract_element(vector, I32(lane)), place)
-            if used >= 4:
-                part = build.shuffle_vector(vector, vector, lanes(range(used))) if used < width else vector
-                place = build.add(self.out, I64(4 * i * width))
-                build.store(part, build.inttoptr(place, part.type.as_pointer()), align=4)
+        for _ in range(width.bit_length() - 1):
+            pairs = [(totals[i], totals[min(i + 1, len(totals) - 1)]) for i in range(0, len(totals), 2)]
+            totals = [halve(*pair) for pair in pairs]
+        R = len(self.rows)
+        PART = ir.VectorType(F32, R)
+        for j in range(len(self.vectors)):
+            source = totals[j * R // width]
+            part = build.shuffle_vector(source, source, lanes(range(j * R % width, j * R % width + R)))
+            place = build.add(self.y, build.mul(self.y_bytes, I64(j)))
+            pointer = build.inttoptr(place, PART.as_pointer())
+            total = build.alloca(PART)
+            build.store(part, total)
+            with build.if_then(build.icmp_signed("!=", self.add, I64(0))):
+                build.store(build.fadd(part, build.load(pointer, align=4)), total)
+            build.store(build.load(total), pointer, align=4)
 
     def emit(self) -> None:
         self.run()
@@ -156,67 +306,36 @@ class _Floats(_Dots):
     """float32, float16 or bfloat16 made float32 on the way, by float32 vectors."""
 
     lanes = ISA.tile.width
+    step = ISA.tile.width  # numbers at a time
 
     def run(self) -> None:
         build = self.build
-        self.repeat(I64(0), self.depth, self.lanes, lambda k: self.step(k, None))
-        left = build.and_(self.depth, I64(self.lanes - 1))
+        repeat(build, I64(0), self.depth, self.step, lambda k: self.multiply(k, None))
+        left = build.and_(self.depth, I64(self.step - 1))
         with build.if_then(build.icmp_signed(">", left, I64(0))):
-            numbers = ir.Constant(ir.VectorType(I32, self.lanes), [I32(i) for i in range(self.lanes)])
-            limit = build.insert_element(splat(I32, self.lanes, 0), build.trunc(left, I32), I32(0))
-            limit = build.shuffle_vector(limit, limit, lanes([0] * self.lanes))
-            self.step(build.sub(self.depth, left), build.icmp_signed("<", numbers, limit))
+            self.multiply(build.sub(self.depth, left), first_lanes(build, left, self.step))
 
-    def step(self, k: Any, mask: Any) -> None:
+    def multiply(self, k: Any, mask: Any) -> None:
         build, size = self.build, 4 if self.kind == "F32" else 2
-        offset = build.mul(k, I64(size))
-        xs = [self.masked(x, build.mul(k, I64(4)), F32, mask) for x in self.vectors]
+        xs = [read(build, x, build.mul(k, I64(4)), F32, self.lanes, mask) for x in self.vectors]
         for i, row in enumerate(self.rows):
-            if self.kind == "F32":
-                numbers = self.masked(row, offset, F32, mask)
-            elif self.kind == "F16":
-                numbers = build.fpext(self.masked(row, offset, F16, mask), self.VEC)
-            else:
-                bits = build.zext(self.masked(row, offset, I16, mask), ir.VectorType(I32, self.lanes))
-                numbers = build.bitcast(build.shl(bits, splat(I32, self.lanes, 16)), self.VEC)
+            numbers = read_floats(build, self.kind, row, build.mul(k, I64(size)), self.lanes, mask)
             for j, x in enumerate(xs):
                 self.grow(i, j, numbers, x)
-
-    def masked(self, address: Any, offset: Any, kind: Any, mask: Any) -> Any:
-        """A vector of which the lanes outside the mask are 0, and not read."""
-        VEC = ir.VectorType(kind, self.lanes)
-        if mask is None:
-            return self.at(address, offset, VEC)
-        pointer = self.build.inttoptr(self.build.add(address, offset), VEC.as_pointer())
-        suffix = {F32: "f32", F16: "f16", I16: "i16", I32: "i32"}[kind]
-        arguments = [VEC.as_pointer(), I32, ir.VectorType(ir.IntType(1), self.lanes), VEC]
-        read = declare(
-            self.build, f"llvm.masked.load.v{self.lanes}{suffix}.p0", ir.FunctionType(VEC, arguments)
-        )
-        return self.build.call(read, [pointer, I32(1), mask, ir.Constant(VEC, None)])
 
 
 class _Pairs(_Floats):
     """bfloat16 by bfloat16, two products to a lane (vdpbf16ps). A last odd number stands in a pair with nothing."""
 
-    def run(self) -> None:
-        build = self.build
-        self.repeat(I64(0), self.depth, 2 * self.lanes, lambda k: self.pairs(k, None))
-        left = build.and_(self.depth, I64(2 * self.lanes - 1))
-        with build.if_then(build.icmp_signed(">", left, I64(0))):
-            numbers = ir.Constant(ir.VectorType(I32, 2 * self.lanes), [I32(i) for i in range(2 * self.lanes)])
-            limit = build.insert_element(splat(I32, 2 * self.lanes, 0), build.trunc(left, I32), I32(0))
-            limit = build.shuffle_vector(limit, limit, lanes([0] * (2 * self.lanes)))
-            self.pairs(build.sub(self.depth, left), build.icmp_signed("<", numbers, limit))
+    step = 2 * ISA.tile.width
 
-    def pairs(self, k: Any, mask: Any) -> None:
-        build, NUMBERS = self.build, ir.VectorType(BF16, 2 * self.lanes)
-        offset = build.mul(k, I64(2))
+    def multiply(self, k: Any, mask: Any) -> None:
+        build, NUMBERS = self.build, ir.VectorType(BF16, self.step)
         name = f"llvm.x86.avx512bf16.dpbf16ps.{self.lanes * 32}"
         dot = declare(build, name, ir.FunctionType(self.VEC, [self.VEC, NUMBERS, NUMBERS]))
 
         def numbers(address: Any) -> Any:
-            return build.bitcast(self.masked_halves(address, offset, mask), NUMBERS)
+            return build.bitcast(read(build, address, build.mul(k, I64(2)), I16, self.step, mask), NUMBERS)
 
         xs = [numbers(x) for x in self.vectors]
         for i, row in enumerate(self.rows):
@@ -224,15 +343,6 @@ class _Pairs(_Floats):
             for j, x in enumerate(xs):
                 total = self.sums[i][j]
                 build.store(build.call(dot, [build.load(total), w, x]), total)
-
-    def masked_halves(self, address: Any, offset: Any, mask: Any) -> Any:
-        HALVES = ir.VectorType(I16, 2 * self.lanes)
-        if mask is None:
-            return self.at(address, offset, HALVES)
-        pointer = self.build.inttoptr(self.build.add(address, offset), HALVES.as_pointer())
-        arguments = [HALVES.as_pointer(), I32, ir.VectorType(ir.IntType(1), 2 * self.lanes), HALVES]
-        read = declare(self.build, f"llvm.masked.load.v{2 * self.lanes}i16.p0", ir.FunctionType(HALVES, arguments))
-        return self.build.call(read, [pointer, I32(1), mask, ir.Constant(HALVES, None)])
 
 
 class _Bytes(_Dots):
@@ -251,10 +361,10 @@ class _Bytes(_Dots):
         self.bias = {"Q8_0": 7, "Q4_0": 3, "Q6_K": 5}.get(self.kind)  # its logarithm
         if self.kind in ("Q4_K", "Q6_K"):
             size, run = {"Q4_K": (144, self.super4), "Q6_K": (210, self.super6)}[self.kind]
-            self.repeat(I64(0), self.depth, 256, lambda k: run(k, build.mul(build.lshr(k, I64(8)), I64(size))))
+            repeat(build, I64(0), self.depth, 256, lambda k: run(k, build.mul(build.lshr(k, I64(8)), I64(size))))
             return
         step = 4 * self.lanes
-        self.repeat(I64(0), self.depth, step, self.blocks)
+        repeat(build, I64(0), self.depth, step, self.blocks)
         if step > GROUP:  # an odd block is left over: half of the lanes
             whole = build.and_(self.depth, I64(~(step - 1)))
             with build.if_then(build.icmp_signed("<", whole, self.depth)):
