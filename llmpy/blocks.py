@@ -62,10 +62,11 @@ def _q8_0(blocks: np.ndarray) -> np.ndarray:
 
 
 def _to_q8_0(numbers: np.ndarray) -> np.ndarray:
-    """d = max |x| / 127 in float16, q = x / d to the nearest, ties to even."""
+    """d = max |x| / 127 in float16, q = x / d to the nearest, ties to even. What is not finite makes its block NaN."""
     blocks = np.empty((len(numbers), 34), np.uint8)
-    largest = np.finfo(np.float16).max
-    d = np.minimum(np.abs(numbers).max(-1, keepdims=True) / np.float32(127), largest).astype("<f2")
+    exact = np.abs(numbers).max(-1, keepdims=True) / np.float32(127)
+    np.minimum(exact, np.finfo(np.float16).max, out=exact, where=np.isfinite(exact))
+    d = exact.astype("<f2")
     divisor = d.astype(np.float32)
     divisor[divisor == 0] = 1
     q = numbers * (1 / divisor)

@@ -37,7 +37,7 @@ hs head size, H hidden channels, V vocabulary, S sequences being decoded.
         adds to dresidual [N, C], too
 
     linear_forward(y, x, w, b=None, residual=None, pre_gelu=None)
-        y [N, OC] = x [N, C] @ w [OC, C]^T + b [OC]
+        y [N, OC] = x [N, C] @ w [OC, C]^T + b [OC]; w may be a Matrix of any type of numbers, and x of any precision
         residual [N, OC] is added to y (y may be the same array)
         pre_gelu [N, OC] receives the product, and y its GELU
     linear_backward(dx, dw, db, dy, x, w, gelu=False, accumulate=True)

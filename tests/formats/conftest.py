@@ -43,10 +43,10 @@ def small_memory(monkeypatch):
         size = path.stat().st_size if path.exists() else 0
         take = MemoryPlan.take
 
-        def checked(plan: MemoryPlan) -> dict[str, np.ndarray]:
+        def checked(plan: MemoryPlan, *arguments: str) -> dict[str, np.ndarray]:
             # numbers in half precision double, and the vocabulary is padded to a multiple of 128 rows
             assert plan.bytes <= 4 * size + 65536, f"{plan.bytes} bytes for a file of {size}"
-            return take(plan)
+            return take(plan, *arguments)
 
         monkeypatch.setattr(MemoryPlan, "take", checked)
 

@@ -13,12 +13,24 @@ from llmpy.formats.parts import parts
 from llmpy.parameters import Parameters
 
 QUANTS = gguf.GGMLQuantizationType
+HALVES = {QUANTS.Q4_K: (0, 2), QUANTS.Q6_K: (208,)}  # where a block has its float16
 
 
 def names(layers: int = 3) -> dict[str, str]:
     """Hugging Face's name of a tensor -> GGUF's, as the library has it."""
     mapping = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
     return {key: value for key, (_, value) in mapping.mapping.items()}
+
+
+def small_blocks(kind: QUANTS, shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 [..., bytes of a row] of numbers below 0.1"""
+    numbers, size = gguf.GGML_QUANT_SIZES[kind]
+    random = np.random.default_rng(3)
+    data = random.integers(0, 256, (*shape[:-1], shape[-1] // numbers, size), np.uint8)
+    for at in HALVES[kind]:
+        scales = random.uniform(1e-5, 2e-5, (*data.shape[:-1], 1)).astype(np.float16)
+        data[..., at : at + 2] = scales.view(np.uint8)
+    return data.reshape(*shape[:-1], -1)
 
 
 def write_llama(
@@ -30,7 +42,10 @@ def write_llama(
     tensors: dict[str, np.ndarray] | None = None,
     layers: int = 3,
 ) -> Path:
-    """The model, its matrices of type `kind`, all else float32; `metadata` (None: left out) and `tensors` are added."""
+    """The model, its matrices of type `kind`, all else float32; `metadata` (None: left out) and `tensors` are added.
+
+    Of the types that the library can only read, the matrices hold other numbers, small ones.
+    """
     architecture = "llama" if config.rope_interleaved else "qwen2"
     writer = gguf.GGUFWriter(path, architecture)
     entries: dict[str, Any] = {
@@ -58,6 +73,8 @@ def write_llama(
         array = np.ascontiguousarray(array, np.float32)
         if kind == QUANTS.F32 or array.ndim == 1 or array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0]:
             writer.add_tensor(name, array)
+        elif kind in HALVES:
+            writer.add_tensor(name, small_blocks(kind, array.shape), raw_dtype=kind)
         else:
             writer.add_tensor(name, gguf.quants.quantize(array, kind), raw_dtype=kind)
     writer.write_header_to_file()

@@ -99,7 +99,7 @@ def _pointer(build, address, offset, kind):
 
 def _alignment(kind):
     element = kind.element if isinstance(kind, ir.VectorType) else kind
-    return 2 if element == I16 else 4
+    return {I8: 1, I16: 2}.get(element, 4)
 
 
 def lanes(indices):

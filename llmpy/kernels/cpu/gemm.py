@@ -20,13 +20,15 @@ import numpy as np
 from numba import get_num_threads, prange, types
 
 from llmpy.kernels.cpu.compile import Activations, acts2, boolean, helper, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.dequantize import widen_row
 from llmpy.kernels.cpu.epilogue import BIAS_RESIDUAL, GELU_GRADIENT, NOTHING, finish
 from llmpy.kernels.cpu.isa import ISA
 from llmpy.kernels.cpu.microkernel import ADD, STORE, STREAM
 from llmpy.kernels.cpu.products import BFLOAT16, FLOAT32, Products
 from llmpy.kernels.cpu.scalars import fetch_add, prefetch
-from llmpy.kernels.cpu.weights import Operand, Weight
+from llmpy.kernels.cpu.weights import Operand, Weight, operand_of
 from llmpy.kernels.cpu.workspace import scratch
+from llmpy.matrix import Matrix
 
 PASS_DEPTH = 768  # of the sum in one visit to a float32 tile: visits to C are few, and panels still fit the L2 cache
 PAIR_PASS_DEPTH = 1536  # the same in bfloat16
@@ -34,6 +36,8 @@ WHOLE_DEPTH = 4096  # up to here, sums that end in bfloat16 are made in one visi
 BLOCK_BYTES = 384 * 1024  # of the private operand packed at a time, in the L2 cache
 # What the largest block takes (one panel as deep as they come), and a tile of sums.
 PRIVATE_BYTES = max(BLOCK_BYTES, BFLOAT16.NR * WHOLE_DEPTH * BFLOAT16.item) + 128 * 1024
+PIECE = 256  # numbers of each row of a panel that are widened at a time: the largest block there is
+PIECE_STRIDE = PIECE + 16  # rows of a panel must not all fall into the same sets of the first cache
 SHARED_BYTES = 16 * 1024 * 1024  # of the shared operand packed at a time
 
 NT, NN, TN = 0, 1, 2  # layouts: a [M, K] b [N, K]; a [M, K] b [K, N]; a [K, M] b [K, N]
@@ -49,14 +53,27 @@ def _make_helpers(P: Products) -> tuple[Any, Any]:
 
     @helper
     def pack(is_a, panel, operand, p, rows, k, depth):
-        """Panel p of an operand of so many rows, `depth` deep from k on."""
+        """Panel p of an operand of so many rows, `depth` deep from k on. What is in blocks is widened a piece at a
+        time, and read again while the cache has it."""
         R = MR if is_a else NR
-        offset = p * R * operand.stride + k if operand.along else k * operand.stride + p * R
-        source = operand.address + offset * (4 if operand.wide else 2)
-        if is_a:
-            pack_a(panel, source, operand.stride, min(R, rows - p * R), depth, operand.along, operand.wide)
-        else:
-            pack_b(panel, source, operand.stride, min(R, rows - p * R), depth, operand.along, operand.wide)
+        first, count = p * R, min(R, rows - p * R)
+        stride, piece, in_blocks = operand.stride, depth, operand.blocks != 0
+        source = operand.address + (first * stride + k if operand.along else k * stride + first) * (
+            4 if operand.wide else 2
+        )
+        space = np.empty(NR * PIECE_STRIDE if in_blocks else 0, np.float32)
+        if in_blocks:
+            source, stride, piece = space.ctypes.data, PIECE_STRIDE, PIECE
+        for at in range(0, depth, piece):
+            n = min(piece, depth - at)
+            if in_blocks:
+                for r in range(count):
+                    row = operand.address + (first + r) * operand.stride
+                    widen_row(operand.blocks, row, k + at, n, space.ctypes.data + r * PIECE_STRIDE * 4)
+            if is_a:
+                pack_a(panel + at * R * item, source, stride, count, n, operand.along, operand.wide)
+            else:
+                pack_b(panel + at * R * item, source, stride, count, n, operand.along, operand.wide)
 
     @helper
     def pack_shared(job, shared, share_a, operand, rows, task):
@@ -141,7 +158,7 @@ def _make_helpers(P: Products) -> tuple[Any, Any]:
 _pack_shared_float32, _run_tasks_float32 = _make_helpers(FLOAT32)
 _pack_shared_bfloat16, _run_tasks_bfloat16 = _make_helpers(BFLOAT16)
 _result = Activations(2, or_float32=True)
-_operand = types.NamedTuple((i64, i64, boolean, boolean, boolean), Operand)
+_operand = types.NamedTuple((i64, i64, boolean, boolean, boolean, i64), Operand)
 _task = types.NamedTuple((i64, i64, i64, i64, i64, i64, boolean, i64, boolean), Task)
 _signature = (_result, _operand, _operand, boolean, i64, _task, vector, acts2, i64, i64, matrix, matrix, i64[::1])
 
@@ -179,12 +196,14 @@ def gemm(c, a, b, layout, accumulate=False, epilogue=NOTHING, bias=_NO_VECTOR, e
     output or input (which GELU_GRADIENT replaces by its GELU).
 
     All float32; or in bfloat16, where an operand may be float32 (rounded on the way into its panels, if they are
-    bfloat16), c may be either, and b may be a `Weight` for the layouts NT and NN.
+    bfloat16), c may be either, and b may be a `Weight` for the layouts NT and NN. In both, b may be a Matrix of any
+    type for NT.
     """
-    narrow = isinstance(b, Weight) or any(array.dtype == ml_dtypes.bfloat16 for array in (c, a, b))
+    arrays = (c, a) if isinstance(b, Matrix | Weight) else (c, a, b)
+    narrow = isinstance(b, Weight) or any(array.dtype == ml_dtypes.bfloat16 for array in arrays)
     if extra is None:
         extra = _NO_BFLOAT16 if narrow else _NO_MATRIX
-    if not narrow and not ISA.own_gemm:
+    if not narrow and not ISA.own_gemm and not isinstance(b, Matrix):
         _gemm_numpy(c, a, b, layout, accumulate, epilogue, bias, extra)
         return
     (M, N), K = c.shape, len(a) if layout == TN else a.shape[1]
@@ -208,7 +227,8 @@ def _multiply(P, c, a, b, layout, K, accumulate, epilogue, bias, extra):
     longest = PASS_DEPTH if P is FLOAT32 else PAIR_PASS_DEPTH if c.dtype == np.float32 else WHOLE_DEPTH
     widest = SHARED_BYTES // (shared_panels * shared_R * P.item)
     deepest = min(longest, max(32, widest)) if c.dtype == np.float32 else WHOLE_DEPTH
-    depth = -(-K // -(-K // deepest) // 32) * 32
+    step = max(32, b.kind.numbers) if isinstance(b, Matrix) else 32
+    depth = -(-K // -(-K // deepest) // step) * step
     slice_depth = max(1, widest // depth) * depth
     # Enough tasks to keep all threads busy to the end: smaller blocks first, then parts of the shared operand.
     block = max(1, min(BLOCK_BYTES // (depth * own_R * P.item), own_panels // (4 * threads)))
@@ -230,7 +250,9 @@ def _multiply(P, c, a, b, layout, K, accumulate, epilogue, bias, extra):
 def _operand_of(x, along, layout=NT):
     if isinstance(x, Weight):
         return x.operand(layout == NT)
-    return Operand(x.__array_interface__["data"][0], x.shape[1], along, x.dtype == np.float32, False)
+    if isinstance(x, Matrix):
+        return operand_of(x)
+    return Operand(x.__array_interface__["data"][0], x.shape[1], along, x.dtype == np.float32, False, 0)
 
 
 def _gemm_numpy(c, a, b, layout, accumulate, epilogue, bias, extra):

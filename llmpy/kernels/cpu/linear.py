@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
+from llmpy.blocks import F32
 from llmpy.kernels.cpu.compile import acts2, helper, i64, kernel, matrix, vector
 from llmpy.kernels.cpu.epilogue import BIAS, BIAS_GELU, BIAS_RESIDUAL, GELU_GRADIENT, NOTHING
 from llmpy.kernels.cpu.gemm import NN, NT, TN, gemm
 from llmpy.kernels.cpu.scalars import widen
 from llmpy.kernels.cpu.vector_math import gelu
+from llmpy.kernels.cpu.weights import floats_of
+from llmpy.matrix import Matrix
 
 FEW_ROWS = 4  # up to here a product is limited by reading the weights, and dot products do it with no packing
 _NO_VECTOR, _NO_MATRIX = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
@@ -18,6 +21,8 @@ _NO_VECTOR, _NO_MATRIX = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
 def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):
     """x [N, C], w [OC, C], b [OC] -> y [N, OC]; plus `residual` [N, OC]; or its GELU, the product itself kept in
     `pre_gelu`."""
+    if isinstance(w, Matrix) and w.kind == F32 and x.dtype == np.float32:
+        w = floats_of(w)
     if residual is not None:
         epilogue, extra = BIAS_RESIDUAL, residual
     elif pre_gelu is not None:

@@ -12,13 +12,16 @@ from collections import namedtuple
 import ml_dtypes
 import numpy as np
 
+from llmpy.blocks import BF16, F32
 from llmpy.kernels.cpu.products import BFLOAT16 as P
+from llmpy.matrix import Matrix
 
 PACKED = P.item == 2  # in panels, and not a plain matrix
 
-Operand = namedtuple("Operand", "address stride along wide packed")
+Operand = namedtuple("Operand", "address stride along wide packed blocks")
 """An operand where it lies: rows `stride` numbers apart; `along`: the depth runs along memory, not across it; `wide`:
-float32, not bfloat16. Or `packed`: its panels, each `stride` deep."""
+float32, not bfloat16. Or `packed`: its panels, each `stride` deep. Or in `blocks` of the type with this code (0: in
+none), rows `stride` bytes apart."""
 
 
 def _padded(n: int, multiple: int) -> int:
@@ -52,8 +55,30 @@ class Weight:
         """For the GEMM: as B of y = x w^T (`along` its columns), or of dx = dy w."""
         OC, C = self.shape
         if not PACKED:
-            return Operand(_address(self.numbers), C, along, False, False)
-        return Operand(_address(self.rows if along else self.columns), P.padded(C if along else OC), along, False, True)
+            return Operand(_address(self.numbers), C, along, False, False, 0)
+        address, depth = (_address(self.rows), C) if along else (_address(self.columns), OC)
+        return Operand(address, P.padded(depth), along, False, True, 0)
+
+
+def operand_of(matrix: Matrix) -> Operand:
+    """A matrix [OC, C] for the GEMM, as B of y = x w^T."""
+    if matrix.kind in (F32, BF16):
+        return Operand(matrix.address, matrix.shape[1], True, matrix.kind == F32, False, 0)
+    return Operand(matrix.address, matrix.row_bytes, True, True, False, matrix.kind.code)
+
+
+class _Floats:
+    """What NumPy takes for an array."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        where = {"data": (matrix.address, False), "shape": matrix.shape, "typestr": "<f4", "version": 3}
+        self.__array_interface__ = where
+
+
+def floats_of(matrix: Matrix) -> np.ndarray:
+    """A matrix of float32 as an array that kernels take: they are compiled for arrays that can be written to, and a
+    mapped file cannot."""
+    return np.asarray(_Floats(matrix))
 
 
 def _address(array: np.ndarray) -> int:

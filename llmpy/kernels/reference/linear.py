@@ -1,11 +1,16 @@
 """The linear layer, y = x w^T + b, with what is fused to its ends: a residual, or the GELU before or after it."""
 
+import numpy as np
+
 from llmpy.kernels.reference.gelu import gelu_backward, gelu_forward
+from llmpy.matrix import Matrix
 
 
 def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):
     """x [N, C], w [OC, C], b [OC] -> y [N, OC]; plus `residual` [N, OC]; or its GELU, the product itself kept in
     `pre_gelu`."""
+    if isinstance(w, Matrix):
+        w = w.dequantize().astype(np.float64)
     product = x @ w.T
     if b is not None:
         product += b
