@@ -13,6 +13,7 @@ from llmpy.chat_templates import ChatTemplate, Message
 from llmpy.engine import Engine
 from llmpy.errors import UserError
 from llmpy.files import write_text_atomic
+from llmpy.slots import History
 from llmpy.streaming import TextStream, text_pieces
 from llmpy.tokenizers import StreamDecoder
 
@@ -40,6 +41,7 @@ class Conversation:
         self.max_tokens, self.seed, self.stop_strings, self.options = max_tokens, seed, stop_strings, options
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
         self._turns: list[Message] = []
+        self._history = History()
         self.forgotten = 0
 
     @property
@@ -49,7 +51,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Begin anew, with the system's text."""
-        self._turns, self.forgotten = [], 0
+        self._turns, self.forgotten, self._history = [], 0, History()
 
     def answer(self, text: str) -> Generator[str, None, None]:
         """The model's answer to a message, in pieces as they are made.
@@ -65,6 +67,7 @@ class Conversation:
             room if self.max_tokens is None else min(self.max_tokens, room),
             seed=self.seed,
             stop_ids=self.template.stop_ids,
+            history=self._history,  # what was said before is not read again
             **self.options,
         )
         self.seed += 1
