@@ -36,12 +36,12 @@ class Request:
     random: Xorshift
     max_tokens: int | None
     stop_ids: frozenset[int]
-    history: History
+    history: History = field(repr=False)
     logprobs: list[float] | None
     recent: RecentTokens | None  # None: no penalty falls on them
     tokens: list[int] = field(default_factory=list)
     ended: str | None = None
-    slot: Slot = field(init=False)  # from when it runs
+    slot: Slot = field(init=False, repr=False)  # from when it runs
 
 
 class Batch:

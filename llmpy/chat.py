@@ -23,7 +23,8 @@ ROOM = 4  # one part in so many of the context is kept for the answer
 class Conversation:
     """Holds the messages. `forgotten` counts those that the context had no room for any more; the system's text stays.
 
-    `max_tokens` bounds an answer (None: by the context alone); `options` are those of `Engine.generate`. Every answer
+    `max_tokens` bounds an answer (None: by the context; with it, an answer may go on beyond that as the engine's
+    `overflow` says); `options` are those of `Engine.generate`. Every answer
     draws with a seed of its own, counted on from `seed`.
     """
 
@@ -64,7 +65,7 @@ class Conversation:
         room = self.engine.context - len(ids)
         steps = self.engine.generate(
             ids,
-            room if self.max_tokens is None else min(self.max_tokens, room),
+            room if self.max_tokens is None else self.max_tokens,
             seed=self.seed,
             stop_ids=self.template.stop_ids,
             history=self._history,  # what was said before is not read again
