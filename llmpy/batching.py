@@ -94,9 +94,7 @@ class Batch:
         answer become the history: to go on is `submit([*history.tokens, *more], history=history)`. A history has one
         request at a time; another for it waits. Raises UserError for what cannot be done.
         """
-        ids = checked_prompt(prompt, self.decoder.config.vocab_size)
-        if self.overflow == "stop" and len(ids) > self.context:
-            raise UserError(f"the prompt has {len(ids)} tokens, more than the context of {self.context}: shorten it")
+        ids = checked_prompt(prompt, self.decoder.config.vocab_size, self.context, self.overflow)
         sampling = sampling or Sampling()
         recent = None
         if sampling.repetition_penalty != 1:
@@ -146,6 +144,8 @@ class Batch:
             for request in self._running:
                 self._end(request, request.ended or "failed")
             self._running, self._full = [], []
+            with self._lock:
+                self._waiting = [request for request in self._waiting if request.ended is None]
             raise
         return events
 
@@ -244,17 +244,18 @@ class Batch:
             slot = self._slots.enter(request.history)
             if slot is None:
                 break
-            with self._lock:
-                self._waiting.remove(request)
             request.slot, self._changed = slot, True
             self._running.append(request)
+            request.history.busy = True
+            with self._lock:
+                self._waiting.remove(request)
             prompt = self._fitted(slot, request.prompt)
             if read is None or read[0] != prompt:
                 logits = self._slots.read(slot, prompt)
             else:
                 logits = read[2]
                 self._slots.copy(read[1], slot, prompt)
-            read = prompt, slot, logits
+            read = (prompt, slot, logits) if slot.read == len(prompt) else None
             self._draw(request, logits, events)
         self._running = [request for request in self._running if request.ended is None]
 
@@ -284,8 +285,8 @@ def overflow_of(can_shift: bool, overflow: str | None) -> str:
     return overflow
 
 
-def checked_prompt(prompt: Sequence[int] | np.ndarray, vocab_size: int) -> list[int]:
-    """The ids. Raises UserError where there are none, or one that the model does not know."""
+def checked_prompt(prompt: Sequence[int] | np.ndarray, vocab_size: int, context: int, overflow: str) -> list[int]:
+    """The ids. Raises UserError where there are none, one that the model does not know, or too many to go on."""
     ids = np.asarray(prompt, np.int64)
     if ids.ndim != 1 or not len(ids):
         raise UserError("the prompt has no tokens: begin with the token that ends a text")
@@ -294,4 +295,6 @@ def checked_prompt(prompt: Sequence[int] | np.ndarray, vocab_size: int) -> list[
         raise UserError(
             f"the prompt has token {wrong}, the model a vocabulary of {vocab_size}: is it the right tokenizer?"
         )
+    if overflow == "stop" and len(ids) > context:
+        raise UserError(f"the prompt has {len(ids)} tokens, more than the context of {context}: shorten it")
     return ids.tolist()

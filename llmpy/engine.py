@@ -94,7 +94,7 @@ class Engine:
         what both begin with, and the parameters must be the same then. Raises UserError at once for what cannot be
         done.
         """
-        prompt = np.array(checked_prompt(prompt, self.model.config.vocab_size))
+        prompt = checked_prompt(prompt, self.model.config.vocab_size, self.context, self.overflow)
         if num_samples < 1 or max_tokens < 0:
             raise UserError(f"cannot make {num_samples} samples of {max_tokens} tokens")
         if history is not None and num_samples > 1:
@@ -105,7 +105,7 @@ class Engine:
 
     def _generate(
         self,
-        prompt: np.ndarray,
+        prompt: list[int],
         max_tokens: int,
         sampling: Sampling,
         seeds: range,

@@ -24,14 +24,13 @@ class History:
     tokens: list[int] = field(default_factory=list)
     kept: bool = True  # False: nobody will go on with it
     busy: bool = False  # a request is at work on it
-    slot: Slot | None = None
 
 
 @dataclass(eq=False, slots=True)
 class Slot:
     """One sequence of the cache: it has the keys and values of the first `held` of `tokens`, a text of `of`.
 
-    The first `read` of them were read as a prompt, with nothing before: who begins alike may have them.
+    The first `read` of them were read as a prompt is, by anyone: who begins alike may have them.
     """
 
     number: int
@@ -61,16 +60,16 @@ class Slots:
     def enter(self, history: History) -> Slot | None:
         """A slot for the history: its own, an empty one, or that of who has been idle longest, of those that nobody
         will go on with first. None where all are busy."""
-        slot = history.slot
-        if slot is None:
-            idle = [slot for slot in self._slots if slot.owner is None or not slot.owner.busy]
-            if not idle:
-                return None
-            slot = min(idle, key=lambda slot: (0 if slot.owner is None else 1 + slot.owner.kept, slot.left))
-            if slot.owner is not None:
-                slot.owner.slot = None
-            slot.owner, history.slot = history, slot
-        history.busy = True
+        idle = [slot for slot in self._slots if slot.owner is None or not slot.owner.busy]
+
+        def preference(slot: Slot) -> tuple[int, int]:
+            if slot.owner is None or slot.owner is history:
+                return int(slot.owner is None), slot.left
+            return 2 + slot.owner.kept, slot.left
+
+        slot = min(idle, key=preference, default=None)
+        if slot is not None:
+            slot.owner = history
         return slot
 
     def leave(self, slot: Slot) -> None:
@@ -84,8 +83,6 @@ class Slots:
         """All that nobody will go on with."""
         for slot in self._slots:
             if slot.owner is None or not (slot.owner.busy or slot.owner.kept):
-                if slot.owner is not None:
-                    slot.owner.slot = None
                 slot.owner = None
                 slot.clear()
 
@@ -96,24 +93,27 @@ class Slots:
         known = min(slot.common(tokens, history), len(tokens) - 1)
         source, shared = self._longest_beginning(history, tokens)
         if shared > known:
-            self.copy(source, slot, tokens[:shared])
+            self._take(source, slot, tokens[:shared])
             known = shared
         slot.of, slot.tokens, slot.held, slot.read = history, tokens[:known], known, min(slot.read, known)
         logits = self.decoder.prefill(np.array(tokens[known:], np.int32), slot.number, known)
         history.tokens = slot.tokens = list(tokens)
         slot.held = len(tokens)
-        if slot.read == known:
+        if slot.read == known and known % SHARED == 0 and (known == 0 or len(tokens) - known >= SHARED):
             slot.read = len(tokens)
         return logits
 
     def copy(self, source: Slot, slot: Slot, tokens: list[int]) -> None:
-        """The slot's history becomes `tokens`, which another has read."""
+        """The slot's history becomes `tokens`, which another slot holds."""
         assert slot.owner is not None
+        self._take(source, slot, tokens)
+        slot.owner.tokens = slot.tokens
+
+    def _take(self, source: Slot, slot: Slot, tokens: list[int]) -> None:
         if source is not slot:
             slot.clear()
             self.decoder.copy(source.number, len(tokens), [slot.number])
-        slot.owner.tokens = slot.tokens = list(tokens)
-        slot.of, slot.held, slot.read = slot.owner, len(tokens), len(tokens)
+        slot.of, slot.tokens, slot.held, slot.read = slot.owner, list(tokens), len(tokens), len(tokens)
 
     def _longest_beginning(self, history: History, tokens: list[int]) -> tuple[Slot, int]:
         """Of what others have read, the most that these tokens begin with: where, and how many of them."""

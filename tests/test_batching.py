@@ -322,6 +322,19 @@ def test_a_history_without_a_slot_that_is_too_long_is_cut(batch):
     assert request.history.tokens[:SINKS] == PROMPTS[5][:SINKS]
 
 
+def test_a_history_goes_on_in_another_batch(batch):
+    """And back: what a slot of one holds is not what the same slot of the other does."""
+    first, second, history = batch(1), batch(2), History()
+    text = []
+    for turn, where in enumerate((first, first, second, first, second)):
+        request = where.submit([*history.tokens, 7], seed=turn, max_tokens=6, history=history)
+        list(where.run())
+        assert request.tokens == alone(LLAMA, [*text, 7], 6, seed=turn)
+        text += [7, *request.tokens]
+    assert [start for _, start, _ in first.reads] == [0, 6, 13]
+    assert [start for _, start, _ in second.reads] == [0, 20]
+
+
 # ---- the rest ------------------------------------------------------------------------------------------------------
 
 
