@@ -1,12 +1,20 @@
-"""The precisions to compute in, by name: float32, or bfloat16 with all that sums up kept in float32."""
+"""The precisions to compute in, by name: float32, or bfloat16 with all that sums up kept in float32.
+
+A model that generates may also keep the numbers of its file, whatever they are (`stored`), or have its matrices made 8
+bits (`q8`): what it computes beside them is then in one of the two.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from llmpy import kernels
 from llmpy.errors import UserError
 
 SHORT = {"fp32": "float32", "bf16": "bfloat16"}
 CHOICES = ("float32", "bfloat16", "auto")
+GENERATING = ("stored", "float32", "bfloat16", "q8")
+_GENERATING_SHORT = {**SHORT, "int8": "q8", "q8_0": "q8"}
 
 
 def full_name(name: str) -> str:
@@ -29,6 +37,23 @@ def resolve(name: str, backend: str = "cpu") -> str:
     if name == "bfloat16" and not hasattr(module, "Weight"):
         raise UserError(f"the {backend} kernels compute in float32: leave out --precision {name}")
     return name
+
+
+def of_generation(name: str, kinds: Iterable[str], backend: str = "cpu") -> tuple[str, str]:
+    """How a model whose matrices are of these types generates: (one of GENERATING, and in which of float32 and bfloat16
+    the cache and the activations are); auto is as for `resolve`.
+
+    Raises UserError for an unknown name, and for bfloat16 on a backend that has none.
+    """
+    name = _GENERATING_SHORT.get(name, name)
+    if name == "auto":
+        name = resolve(name, backend)
+    if name not in GENERATING:
+        raise UserError(f"there is no precision {name}: use {', '.join((*GENERATING, 'auto'))}")
+    if name in ("float32", "bfloat16"):
+        return name, resolve(name, backend)
+    exact = name == "stored" and set(kinds) <= {"F32", "F16"}
+    return name, "float32" if exact or not hasattr(kernels.load(backend), "Weight") else "bfloat16"
 
 
 def dtype(precision: str) -> type:

@@ -8,6 +8,7 @@ import pytest
 from llmpy.config import GPT2Config
 from llmpy.engine import Engine, prompt_ids, stop_ids_of
 from llmpy.errors import UserError
+from llmpy.slots import History
 from llmpy.tokenizers import ByteTokenizer
 from tests.formats.conftest import make_model
 
@@ -125,7 +126,7 @@ def test_a_sample_that_has_stopped_has_no_log_probability(model):
 def test_only_as_many_steps_as_tokens_are_computed(model, monkeypatch):
     engine = Engine(model, "reference")
     assert list(engine.generate([1], 0)) == []
-    decoder = engine._take_decoder(1)
+    decoder = engine._take_batch(1).decoder
     monkeypatch.setattr(decoder, "decode", None)
     assert len(list(engine.generate([1, 2], 1))) == 1
 
@@ -134,10 +135,39 @@ def test_memory_is_taken_once(model):
     engine = Engine(model, "reference")
     for _ in engine.generate([1], 3):
         pass
-    decoder = engine._decoder
+    batch = engine._batch
     for _ in engine.generate([1, 2, 3], 30):
         pass
-    assert engine._decoder is decoder
+    assert engine._batch is batch
+
+
+def test_texts_that_are_made_in_turn_do_not_disturb_one_another(model):
+    engine = Engine(model, "reference")
+    expected = [first_of(engine.generate([n], 30, seed=n)) for n in (1, 2, 3)]
+    steps = [engine.generate([n], 30, seed=n) for n in (1, 2, 3)]
+    rows = list(zip(*steps, strict=True))
+    assert [[row[i][0] for row in rows] for i in range(3)] == expected
+
+
+def test_a_text_that_is_given_up_leaves_its_place(model):
+    engine = Engine(model, "reference")
+    next(engine.generate([1], 30))
+    half = engine.generate([2], 30)
+    next(half)
+    half.close()
+    assert first_of(engine.generate([1], 9, seed=2)) == first_of(Engine(model, "reference").generate([1], 9, seed=2))
+    assert engine._batch.idle
+
+
+def test_a_history_is_the_prompt_with_what_came_of_it(model):
+    engine, history = Engine(model, "reference"), History()
+    first = first_of(engine.generate([1, 2], 3, seed=1, history=history))
+    assert history.tokens == [1, 2, *first]
+    list(engine.generate([5], 2, num_samples=2))  # in a larger batch
+    second = first_of(engine.generate([*history.tokens, 4], 3, seed=2, history=history))
+    assert second == first_of(engine.generate([1, 2, *first, 4], 3, seed=2))
+    with pytest.raises(UserError, match="goes on in one way, not in 2"):
+        engine.generate([1], history=history, num_samples=2)
 
 
 def test_parameters_that_change_are_used_as_they_are(model):
@@ -166,12 +196,15 @@ def test_tokens_that_the_tokenizer_lacks_are_never_made():
         ({"num_samples": 0}, "0 samples"),
         ({"max_tokens": -1}, "-1 tokens"),
         ({"temperature": -1}, "temperature"),
+        ({"prompt": [1] * 11, "overflow": "stop"}, "more than the context of 10"),
         ({"top_p": 2}, "top-p"),
     ],
 )
 def test_what_cannot_be_done_is_said_at_once(options, why, model):
+    engine = Engine(model, "reference", overflow=options.get("overflow"))
+    options = {"prompt": [1]} | {name: value for name, value in options.items() if name != "overflow"}
     with pytest.raises(UserError, match=why):
-        Engine(model, "reference").generate(**({"prompt": [1]} | options))
+        engine.generate(**options)
 
 
 def test_text_streams_in_whole_characters(speaker):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-
-from llmpy.errors import UserError
 
 
-def add_arguments(parser: argparse.ArgumentParser, precision: bool = True) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         metavar="NAME",
@@ -18,35 +15,17 @@ def add_arguments(parser: argparse.ArgumentParser, precision: bool = True) -> No
     parser.add_argument(
         "--threads", metavar="N", type=int, help="threads to compute with (default: the physical cores)"
     )
-    if not precision:
-        parser.set_defaults(precision="float32")
-        return
-    parser.add_argument(
-        "--precision",
-        metavar="NAME",
-        help="numbers to compute with: float32, bfloat16, or auto, bfloat16 where that is faster (default: those of a "
-        "run's training, else float32)",
-    )
 
 
-def start(args: argparse.Namespace) -> tuple[str, str]:
-    """Make the kernels ready -> the backend's name and the precision. Raises UserError for one that there is not."""
+def start(args: argparse.Namespace, precision: str = "float32") -> str:
+    """Make the kernels of a precision ready -> the backend's name. Raises UserError for one that there is not."""
     from llmpy import kernels
-    from llmpy.precision import resolve
 
-    backend = "cpu" if args.device == "auto" else args.device
-    precision = resolve(args.precision or _trained_in(Path(args.model).expanduser(), backend), backend)
+    backend = name(args)
     kernels.start(backend, args.threads, precision)
-    return backend, precision
+    return backend
 
 
-def _trained_in(run: Path, backend: str) -> str:
-    """The precision of a run folder's training, whose kernels are compiled already; float32 for any other model."""
-    from llmpy.run_config import read_toml
-
-    if backend == "cpu" and (run / "config.toml").is_file():
-        try:
-            return str(read_toml(run / "config.toml").get("precision", "float32"))
-        except UserError:  # whatever is wrong with its settings, the model may be whole
-            return "float32"
-    return "float32"
+def name(args: argparse.Namespace) -> str:
+    """Of the backend that --device asks for."""
+    return "cpu" if args.device == "auto" else args.device

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmpy.cli import device
@@ -52,6 +53,18 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int | None, steps_help
     parser.add_argument(
         "--repetition-window", metavar="N", type=int, default=64, help="how many tokens it looks back (default 64)"
     )
+    parser.add_argument(
+        "--context",
+        metavar="N",
+        type=int,
+        help="tokens to look back at, and to take memory for (default: what the model can, up to 4096)",
+    )
+    parser.add_argument(
+        "--overflow",
+        choices=["roll", "reread", "stop"],
+        help="past the context: roll forgets the older half but for the first 4 tokens, and goes on; reread begins anew"
+        " with the last half; stop ends the text (default: roll, and reread for GPT-2, which cannot roll)",
+    )
     parser.add_argument("-s", "--seed", metavar="N", type=int, help="repeats a text (default: another one each time)")
     parser.add_argument(
         "--stop", metavar="TEXT", action="append", default=[], help="end before this text; may be given several times"
@@ -61,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int | None, steps_help
         "--tokenizer",
         metavar="NAME",
         help="gpt2, bytes or a tokenizer's file (default: the one beside the model)",
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="NAME",
+        help="what the weights are run as: stored, as they are in the file; float32; bfloat16; q8, 8 bits; auto is"
+        " bfloat16 where that is faster than float32 (default: that of a run's training, else stored)",
     )
     device.add_arguments(parser)
 
@@ -79,14 +98,29 @@ def start(args: argparse.Namespace) -> tuple[LoadedModel, Engine]:
     """The model, and the engine with its tokenizer. Raises UserError for what cannot be had."""
     from llmpy import formats
     from llmpy.engine import Engine
+    from llmpy.precision import of_generation
     from llmpy.tokenizers import Tokenizer
 
     model = formats.load(args.model)
     tokenizer = Tokenizer.from_spec(args.tokenizer) if args.tokenizer else model.tokenizer
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer beside it: give --tokenizer FILE, bytes or gpt2")
-    backend, precision = device.start(args)
-    return model, Engine(model, backend, tokenizer, precision)
+    backend, precision = device.name(args), args.precision or _trained_in(Path(args.model).expanduser())
+    precision, computing = of_generation(precision, model.stored.kinds, backend)
+    device.start(args, computing)
+    return model, Engine(model, backend, tokenizer, precision, args.context, args.overflow)
+
+
+def _trained_in(run: Path) -> str:
+    """The precision of a run folder's training, whose kernels are compiled already; of any other model, as stored."""
+    from llmpy.run_config import read_toml
+
+    if (run / "config.toml").is_file():
+        try:
+            return str(read_toml(run / "config.toml").get("precision", "stored"))
+        except UserError:  # whatever is wrong with its settings, the model may be whole
+            return "stored"
+    return "stored"
 
 
 def with_utf8_stdout() -> None:

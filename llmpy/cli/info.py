@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--check", metavar="STATE", type=Path, help="compare an llm.c model with its debug state")
     parser.add_argument("--tokenizer", metavar="NAME", help="to show tokens as text: gpt2, bytes or a tokenizer's file")
-    device.add_arguments(parser, precision=False)
+    device.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -88,7 +88,7 @@ def run_check(model: Path, args: argparse.Namespace) -> int:
     from llmpy.formats.llmc_debug import check_debug_state
 
     state = args.check.expanduser()
-    differences = check_debug_state(model, state, device.start(args)[0])
+    differences = check_debug_state(model, state, device.start(args))
     failed = [difference.name for difference in differences if not difference.passed]
     if args.json:
         print(json.dumps({"passed": not failed, "tensors": [vars(difference) for difference in differences]}, indent=2))

@@ -49,8 +49,8 @@ hs head size, H hidden channels, V vocabulary, S sequences being decoded.
     gelu_backward(dx, dy, x)
         dx may be the same array as dy
 
-    swiglu_forward(y, gateup)
-        y [N, H] = silu(gate) * up; gateup [N, 2 H] has the columns of gate, then those of up
+    swiglu_forward(y, gateup, up=None)
+        y [N, H] = silu(gate) * up; gateup [N, 2 H] has the columns of gate, then those of up, or the two are apart
     swiglu_backward(dgateup, y, dy, gateup)
         y is made again; dgateup may be the same array as gateup, y the same as dy
 
@@ -63,12 +63,15 @@ hs head size, H hidden channels, V vocabulary, S sequences being decoded.
         any shape; y may be the same array as x or residual; the same key gives the same mask: it is its own backward
 
     attention_forward(y, lse, q, k, v)
-        causal; y, q [B, T, NH, hs]; k, v [B, T, NKV, hs]; lse [B, NH, T]
+        causal; y, q [B, Tq, NH, hs] of the last Tq of T tokens; k, v [B, T, NKV, hs]; lse [B, NH, Tq]
     attention_backward(dq, dk, dv, dy, q, k, v, y, lse)
-        dq, dk, dv may be the same arrays as q, k, v
-    attention_decode(y, q, k_cache, v_cache, positions)
-        y, q [S, NH, hs] of the newest token of S sequences; caches [S, T, NKV, hs];
-        positions int32 [S]: each attends to 0..position
+        of all T tokens; dq, dk, dv may be the same arrays as q, k, v
+
+    Decode(config, weights, keys, values, cos=None, sin=None)
+        one token for a few sequences, the whole model in one call: over a model's StoredWeights and a cache of keys and
+        values [L, slots, T, NKV, hs]; cos, sin [T, hs/2] for a Llama
+    Decode(...)(x, slots, positions) -> logits [S, V]
+        x [S, C], the embeddings of the newest tokens of the sequences in S slots; each attends to 0..position
 
     classifier_forward(losses, x, w, targets, logits)
         losses [N] of the head w [V, C]; logits [R, V] is scratch for R rows at a time;
@@ -109,7 +112,6 @@ OPERATIONS = (
     "dropout",
     "attention_forward",
     "attention_backward",
-    "attention_decode",
     "classifier_forward",
     "classifier_backward",
     "adamw",

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.memory import MemoryPlan
+from llmpy.models.decoder import Decoder
 from llmpy.models.gpt2 import GPT2
 from llmpy.models.gpt2_decode import GPT2Decoder
 from llmpy.models.llama import Llama
 from llmpy.models.llama_decode import LlamaDecoder
-from llmpy.models.transformer import Weights
-from llmpy.parameters import Parameters
+from llmpy.stored import StoredWeights
 
 Model = GPT2 | Llama
-Decoder = GPT2Decoder | LlamaDecoder
 
 
 def new_model(
@@ -35,15 +34,15 @@ def new_model(
 
 
 def new_decoder(
-    config: ModelConfig,
-    parameters: Parameters,
+    weights: StoredWeights,
     backend: str = "cpu",
     sequences: int = 1,
-    weights: Weights | None = None,
+    context: int | None = None,
+    precision: str = "float32",
 ) -> Decoder:
-    """What generates with these parameters, `sequences` texts at a time; `weights`, a model's, say the precision."""
-    family = LlamaDecoder if isinstance(config, LlamaConfig) else GPT2Decoder
-    return family(config, parameters, backend, sequences, weights)  # type: ignore[arg-type]
+    """What generates with these weights, `sequences` texts at a time; the arguments are those of Decoder."""
+    family = LlamaDecoder if isinstance(weights.config, LlamaConfig) else GPT2Decoder
+    return family(weights, backend, sequences, context, precision)
 
 
 def plan_training(

@@ -83,13 +83,6 @@ def make(operation, arrays):
                 gradient[:] = np.nan
             qkv = arrays.qkv(B, T, NH, NKV, hs)
             return Call(operation, (*gradients, acts(*y), *qkv, acts(*y), abs(new(*lse)) + 5), (0, 1, 2))
-        case "attention_decode":
-            caches = acts(B, T, NKV, hs), acts(B, T, NKV, hs)
-            return Call(
-                operation,
-                (empty_acts(B, NH, hs), acts(B, NH, hs), *caches, np.full(B, T - 1, np.int32)),
-                (0,),
-            )
         case "classifier_forward":
             return Call(
                 operation, (empty(N), acts(N, C), weight(V, C), arrays.tokens(V, N), empty(64, V)), (0,), scratch=(4,)

@@ -5,9 +5,9 @@ run compiled; without it each kernel is compiled at its first call.
 """
 
 from llmpy.kernels.cpu.attention import attention_backward, attention_forward
-from llmpy.kernels.cpu.attention_decode import attention_decode
 from llmpy.kernels.cpu.classifier import classifier_backward, classifier_forward
 from llmpy.kernels.cpu.compile import compile_all, compile_half
+from llmpy.kernels.cpu.decode import Decode
 from llmpy.kernels.cpu.dropout import dropout
 from llmpy.kernels.cpu.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cpu.gelu import gelu_backward, gelu_forward
@@ -24,10 +24,10 @@ from llmpy.kernels.cpu.workspace import physical_cores, scratch_bytes, set_threa
 __all__ = [
     "BFLOAT16_IS_FASTER",
     "ISA",
+    "Decode",
     "Weight",
     "adamw",
     "attention_backward",
-    "attention_decode",
     "attention_forward",
     "classifier_backward",
     "classifier_forward",

@@ -115,11 +115,12 @@ class Decode:
         arrays["placed"] = np.zeros((2, slots), np.int32)
         layers = [_matrices_of(layer, NH * hs) for layer in weights.layers]
         head = weights.head[:V]
-        rows = [*layers, [head] * 7]
-        arrays["table"] = np.array([[_table_entry(matrix) for matrix in row] for row in rows], np.int64)
+        table: list[list[Matrix | None]] = [*layers, [head] * 7]
+        arrays["table"] = np.array([[_table_entry(matrix) for matrix in row] for row in table], np.int64)
         self._counters = np.zeros((9 * L + 3, COUNTER_BYTES // 8), np.int64)
         self._kept = weights, keys, values  # what the addresses below lead to
-        self._products = sum(m.shape[0] * m.shape[1] for row in [*layers, [head]] for m in row if m is not None)
+        matrices = [matrix for row in layers for matrix in row if matrix is not None] + [head]
+        self._products = sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices)
         self._threads = threads
         interleaved = isinstance(config, LlamaConfig) and config.rope_interleaved
         narrow = keys.dtype == ml_dtypes.bfloat16

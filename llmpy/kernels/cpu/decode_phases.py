@@ -7,7 +7,6 @@ its tasks, and returns the number of the next.
 from __future__ import annotations
 
 from collections import namedtuple
-
 from typing import Any
 
 import numpy as np
@@ -33,14 +32,16 @@ _FORMS = np.zeros(max(KINDS) + 1, np.int64)
 for _code, _title in KINDS.items():
     _FORMS[_code] = form_of(_title)
 
-SIZES = "S L C NH NKV hs H V T slots room threads interleaved narrow keys values products weighted_sum counters".split()
-MATRICES = "x logits ln1w ln1b qkvb attprojb ln2w ln2b fcb fcprojb lnfw lnfb cos sin eps normed q att hidden scores spare".split()
+MATRICES = ("x", "logits", "ln1w", "ln1b", "qkvb", "attprojb", "ln2w", "ln2b", "fcb", "fcprojb", "lnfw", "lnfb", "cos",
+            "sin", "eps", "normed", "q", "att", "hidden", "scores", "spare")  # fmt: skip
 OTHERS = ("table", "forms", "placed")
 X, LOGITS, LN1W, LN1B, QKVB, ATTPROJB, LN2W, LN2B, FCB, FCPROJB, LNFW, LNFB, COS, SIN, EPS = range(15)
 NORMED, QUERIES, ATT, HIDDEN, SCORES, SPARE = range(15, 21)
-AT_MATRICES, AT_OTHERS = len(SIZES), len(SIZES) + 3 * len(MATRICES)
 
-Model = namedtuple("Model", (*SIZES, "block"))
+Model = namedtuple(
+    "Model",
+    "S L C NH NKV hs H V T slots room threads interleaved narrow keys values products weighted_sum counters block",
+)
 """Sizes, and the address of a block of int64 numbers: the sizes, then address and shape of every matrix, then the
 addresses of the others. Handed on by value, so it is small.
 
@@ -53,8 +54,12 @@ and sin [T, hs / 2] of every position, or [0, 0]; eps [1, 1].
 Of the cache: the addresses of `keys` and `values` [L, slots, T, NKV, hs], bfloat16 if `narrow`.
 
 To work in: normed [(threads + 1) * slots, C] and forms uint8 [(threads + 1) * slots, 5 * room], first everybody's, then
-each thread's own; q and att [slots, NH * hs], hidden [slots, H], scores [threads, T], spare [threads, n]. `room` are the
-numbers of the longest vector, up to a multiple of 64. `products`, `weighted_sum` and `counters` are addresses."""
+each thread's own; q and att [slots, NH * hs], hidden [slots, H], scores [threads, T], spare [threads, n]. `room` is the
+length of the longest vector, up to a multiple of 64. `products`, `weighted_sum` and `counters` are addresses."""
+
+
+SIZES = Model._fields[:-1]
+AT_MATRICES, AT_OTHERS = len(SIZES), len(SIZES) + 3 * len(MATRICES)
 
 
 def _make_pointer(element: Any) -> Any:

@@ -13,6 +13,7 @@ vector's four bytes taken off beforehand, in the number that the products are ad
 from __future__ import annotations
 
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from llvmlite import binding, ir
@@ -126,7 +127,7 @@ def _emit_weighted_sum(title: str, build: ir.IRBuilder, args: Any) -> None:
     def channels(vectors, first, mask=None):
         together = 4 // vectors  # four sums grow at a time: one alone would wait for itself
         sums = [[build.alloca(VEC) for _ in range(vectors)] for _ in range(together)]
-        for total in sum(sums, []):
+        for total in chain(*sums):
             build.store(ir.Constant(VEC, None), total)
         start = build.add(values, build.mul(first, I64(size)))
 
@@ -257,7 +258,7 @@ class _Dots:
         self.vectors = [build.add(x, build.mul(x_bytes, I64(j))) for j in range(vectors)]
         self.VEC = ir.VectorType(F32, self.lanes)
         self.sums = [[build.alloca(self.VEC) for _ in self.vectors] for _ in self.rows]
-        for total in sum(self.sums, []):
+        for total in chain(*self.sums):
             build.store(ir.Constant(self.VEC, None), total)
 
     def at(self, address: Any, offset: Any, kind: Any) -> Any:
@@ -282,12 +283,13 @@ class _Dots:
             pairs = [(totals[i], totals[min(i + 1, len(totals) - 1)]) for i in range(0, len(totals), 2)]
             totals = [halve(*pair) for pair in pairs]
         R = len(self.rows)
-        PART = ir.VectorType(F32, R)
-        for j in range(len(self.vectors)):
-            source = totals[j * R // width]
-            part = build.shuffle_vector(source, source, lanes(range(j * R % width, j * R % width + R)))
-            place = build.add(self.y, build.mul(self.y_bytes, I64(j)))
-            pointer = build.inttoptr(place, PART.as_pointer())
+        n = min(R, width)  # sums of a vector's rows that lie in one vector of totals
+        PART = ir.VectorType(F32, n)
+        for first in range(0, R * len(self.vectors), n):
+            source, at = totals[first // width], first % width
+            part = build.shuffle_vector(source, source, lanes(range(at, at + n)))
+            place = build.add(self.y, build.mul(self.y_bytes, I64(first // R)))
+            pointer = build.inttoptr(build.add(place, I64(4 * (first % R))), PART.as_pointer())
             total = build.alloca(PART)
             build.store(part, total)
             with build.if_then(build.icmp_signed("!=", self.add, I64(0))):

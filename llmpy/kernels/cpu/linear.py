@@ -6,16 +6,14 @@ import numpy as np
 from numba import prange
 
 from llmpy.blocks import F32
-from llmpy.kernels.cpu.compile import acts2, helper, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.compile import acts2, kernel, vector
 from llmpy.kernels.cpu.epilogue import BIAS, BIAS_GELU, BIAS_RESIDUAL, GELU_GRADIENT, NOTHING
 from llmpy.kernels.cpu.gemm import NN, NT, TN, gemm
 from llmpy.kernels.cpu.scalars import widen
-from llmpy.kernels.cpu.vector_math import gelu
 from llmpy.kernels.cpu.weights import floats_of
 from llmpy.matrix import Matrix
 
-FEW_ROWS = 4  # up to here a product is limited by reading the weights, and dot products do it with no packing
-_NO_VECTOR, _NO_MATRIX = np.zeros(0, np.float32), np.zeros((0, 0), np.float32)
+_NO_VECTOR = np.zeros(0, np.float32)
 
 
 def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):
@@ -31,9 +29,7 @@ def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):
         epilogue, extra = BIAS if b is not None else NOTHING, None
     if b is None:
         b = _NO_VECTOR if epilogue == NOTHING else np.zeros(w.shape[0], np.float32)
-    if len(x) <= FEW_ROWS and isinstance(w, np.ndarray):
-        few_rows(y, x, w, epilogue, b, _NO_MATRIX if extra is None else extra)
-    elif epilogue == BIAS_RESIDUAL and np.may_share_memory(y, residual):
+    if epilogue == BIAS_RESIDUAL and np.may_share_memory(y, residual):
         gemm(y, x, w, NT, accumulate=True, epilogue=BIAS, bias=b)  # y + x w^T: the residual is there already
     else:
         gemm(y, x, w, NT, epilogue=epilogue, bias=b, extra=extra)
@@ -53,30 +49,6 @@ def linear_backward(dx, dw, db, dy, x, w, gelu=False, accumulate=True):
         add_column_sums(db, dy)
     if dx is not None and not gelu:
         gemm(dx, dy, w, NN)
-
-
-@helper
-def _dot(x, w, i, j):
-    total = np.float32(0)
-    for k in range(x.shape[1]):
-        total += x[i, k] * w[j, k]
-    return total
-
-
-@kernel(matrix, matrix, matrix, i64, vector, matrix, precisions=("float32",))
-def few_rows(y, x, w, epilogue, bias, extra):
-    """y [N, OC] = x [N, C] w^T [OC, C] for a few rows, as dot products: every weight is read once, where it lies."""
-    for j in prange(w.shape[0]):
-        for i in range(x.shape[0]):
-            value = _dot(x, w, i, j)
-            if epilogue != NOTHING:
-                value += bias[j]
-            if epilogue == BIAS_RESIDUAL:
-                value += extra[i, j]
-            elif epilogue == BIAS_GELU:
-                extra[i, j] = value
-                value = gelu(value)
-            y[i, j] = value
 
 
 COLUMNS = 64  # to a task: four cache lines of a row

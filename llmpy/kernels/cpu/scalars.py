@@ -166,10 +166,8 @@ def wait_until(typingctx, address, value):
 
     def body(build, args):
         address, value = args
-        entry, again, wait, rest, end = (
-            build.block,
-            *(build.append_basic_block(n) for n in ("again", "wait", "rest", "end")),
-        )
+        entry = build.block
+        again, wait, rest, end = (build.append_basic_block(name) for name in ("again", "wait", "rest", "end"))
         build.branch(again)
         build.position_at_end(again)
         turns = build.phi(I64)

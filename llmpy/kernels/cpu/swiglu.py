@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from llmpy.kernels.cpu.compile import acts2, kernel
+from llmpy.kernels.cpu.compile import acts2, i64, kernel
 from llmpy.kernels.cpu.scalars import narrow_like, widen
 from llmpy.kernels.cpu.vector_math import ONE, exp
 
@@ -18,12 +18,18 @@ def _sigmoid(x):
     return ONE / (ONE + exp(-x))
 
 
-@kernel(acts2, acts2)
-def swiglu_forward(y, gateup):
-    """gateup [N, 2H] -> y [N, H]."""
+def swiglu_forward(y, gateup, up=None):
+    """gateup [N, 2H], or gate and up [N, H] apart -> y [N, H]."""
+    H = y.shape[1]
+    _swiglu_forward(y, gateup, gateup if up is None else up, H if up is None else 0)
+
+
+@kernel(acts2, acts2, acts2, i64)
+def _swiglu_forward(y, gates, ups, first):
+    """ups from column `first` on"""
     N, H = y.shape
     for n in prange(N):
-        gate, up, output = gateup[n, :H], gateup[n, H:], y[n]
+        gate, up, output = gates[n, :H], ups[n, first : first + H], y[n]
         for i in range(H):
             g = widen(gate[i])
             output[i] = narrow_like(y, g * _sigmoid(g) * widen(up[i]))

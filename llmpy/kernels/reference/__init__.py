@@ -1,7 +1,8 @@
 """The specification of every operation, in NumPy: short, slow, and right in any precision. Read these first."""
 
-from llmpy.kernels.reference.attention import attention_backward, attention_decode, attention_forward
+from llmpy.kernels.reference.attention import attention_backward, attention_forward
 from llmpy.kernels.reference.classifier import classifier_backward, classifier_forward
+from llmpy.kernels.reference.decode import Decode
 from llmpy.kernels.reference.dropout import dropout
 from llmpy.kernels.reference.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.reference.gelu import gelu_backward, gelu_forward
@@ -13,9 +14,9 @@ from llmpy.kernels.reference.rope import rope_backward, rope_forward
 from llmpy.kernels.reference.swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
+    "Decode",
     "adamw",
     "attention_backward",
-    "attention_decode",
     "attention_forward",
     "classifier_backward",
     "classifier_forward",

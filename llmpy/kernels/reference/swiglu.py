@@ -3,15 +3,15 @@
 import numpy as np
 
 
-def _parts(gateup):
-    """gateup [N, 2H] -> gate, up, sigmoid(gate) [N, H]."""
-    gate, up = np.split(gateup, 2, axis=-1)
+def _parts(gateup, up=None):
+    """gateup [N, 2H], or gate and up [N, H] apart -> gate, up, sigmoid(gate) [N, H]."""
+    gate, up = np.split(gateup, 2, axis=-1) if up is None else (gateup, up)
     return gate, up, 0.5 * (1 + np.tanh(0.5 * gate))  # the sigmoid in a form that cannot overflow
 
 
-def swiglu_forward(y, gateup):
-    """gateup [N, 2H] -> y [N, H]."""
-    gate, up, sigmoid = _parts(gateup)
+def swiglu_forward(y, gateup, up=None):
+    """gateup [N, 2H], or gate and up [N, H] apart -> y [N, H]."""
+    gate, up, sigmoid = _parts(gateup, up)
     y[:] = gate * sigmoid * up
 
 

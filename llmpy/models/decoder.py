@@ -1,0 +1,147 @@
+"""What every model at inference is: keys and values of past tokens are kept, so that a new one costs one pass over the
+weights.
+
+Several sequences lie side by side, each in a slot of the cache. A family fills in its blocks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from llmpy import kernels
+from llmpy.config import GPT2Config, LlamaConfig
+from llmpy.errors import UserError
+from llmpy.memory import MemoryPlan
+from llmpy.precision import dtype
+from llmpy.stored import StoredWeights
+
+BLOCK = 512  # tokens of a prompt that are read at a time: they bound the memory that activations take
+MOST_POSITIONS = 4096  # newer models have positions for far more text than the cache of a small machine can hold
+Config = TypeVar("Config", GPT2Config, LlamaConfig)
+# attend(layer, y, q, k, v): the attention of y and q [T, NH, hs], k and v [T, NKV, hs]
+Attend = Callable[[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
+
+
+def decoder_context(config: GPT2Config | LlamaConfig, context: int | None = None) -> int:
+    """How many tokens a decoder looks back at: `context`, or what the model has positions for, up to MOST_POSITIONS.
+
+    Raises UserError for more than the model has.
+    """
+    if context is None:
+        return min(config.context, MOST_POSITIONS)
+    if not 1 <= context <= config.context:
+        raise UserError(f"a context of {context} tokens cannot be had: the model has positions for {config.context}")
+    return context
+
+
+class Decoder(ABC, Generic[Config]):
+    """`sequences` slots of at most `config.context` tokens each. Memory is taken once, BLOCK rows of activations in it.
+
+    `.config` is that of the weights, its context as `decoder_context` says. `precision` is that of the cache and of the
+    activations of a prompt that is read, float32 or bfloat16; the matrices are read as they are stored. What is not
+    finite in a slot stays there. Raises UserError where there is not the memory.
+    """
+
+    can_shift = False  # only positions that are relative can be moved
+
+    def __init__(
+        self,
+        weights: StoredWeights,
+        backend: str = "cpu",
+        sequences: int = 1,
+        context: int | None = None,
+        precision: str = "float32",
+    ) -> None:
+        config: Config = weights.config  # type: ignore[assignment]
+        self.config: Config = replace(config, context=decoder_context(config, context))
+        c = self.config
+        self.weights, self.kernels, self.sequences = weights, kernels.load(backend), sequences
+        self.numbers = dtype(precision)
+        self.kv_heads = c.kv_heads if isinstance(c, LlamaConfig) else c.heads
+        self.memory = plan = MemoryPlan()
+        for name in ("keys", "values"):
+            shape = c.layers, sequences, c.context, self.kv_heads, c.head_size
+            plan.add("key-value cache", name, *shape, dtype=self.numbers)
+        block = min(BLOCK, c.context)
+        self._plan_activations(plan, block)
+        plan.add("activations", "lse", c.heads * block)
+        texts = "one text" if sequences == 1 else f"{sequences} texts side by side"
+        self.arrays = plan.take(f"the cache holds {c.context} tokens of {texts}; shorten it (--context), or make fewer")
+        self._begin()
+        angles = self.arrays.get("cos"), self.arrays.get("sin")
+        self._decode = self.kernels.Decode(c, weights, self.arrays["keys"], self.arrays["values"], *angles)
+
+    # ---- the parts of a family -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _plan_activations(self, plan: MemoryPlan, rows: int) -> None:
+        """Add what `_blocks` needs for so many rows."""
+
+    def _begin(self) -> None:
+        """Fills in those of the arrays that never change."""
+
+    @abstractmethod
+    def _embed(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """tokens and their positions, int32 [N] -> float32 [N, C]"""
+
+    @abstractmethod
+    def _read_block(self, x: np.ndarray, start: int, attend: Attend) -> None:
+        """x [T, C], embeddings of tokens of which the first is at position `start`, through all layers."""
+
+    # ---- reading and continuing ------------------------------------------------------------------------------------
+
+    def prefill(self, tokens: np.ndarray, slot: int = 0, start: int = 0) -> np.ndarray:
+        """tokens int32 [T], appended behind the `start` tokens that the slot holds -> logits [V] after the last.
+
+        They are valid until the next call. What the slot held from `start` on is forgotten. All but the last are read
+        in blocks, for their keys and values; the last is decoded, as those that follow will be.
+        """
+        if not 0 < len(tokens) <= self.config.context - start:
+            raise ValueError(f"{len(tokens)} tokens behind {start} are not in a context of {self.config.context}")
+        last: int = start + len(tokens) - 1
+        bounds = [start, *range((start // BLOCK + 1) * BLOCK, last, BLOCK), last]  # the same wherever reading begins
+        for begin, end in pairwise(bounds):
+            if begin < end:
+                x = self.arrays["x"][: end - begin]
+                x[:] = self._embed(tokens[begin - start : end - start], np.arange(begin, end))
+                self._read_block(x, begin, self._reading(slot, begin))
+        return self.decode(tokens[-1:], np.array([last], np.int32), np.array([slot], np.int32))[0]
+
+    def _reading(self, slot: int, start: int) -> Attend:
+        """The attention of tokens that are read in one go, over those before them and over themselves."""
+
+        def attend(layer: int, y: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+            end = start + len(q)
+            keys, values = (self.arrays[name][layer, slot : slot + 1, :end] for name in ("keys", "values"))
+            keys[0, start:], values[0, start:] = k, v
+            lse = self.arrays["lse"][: q.shape[0] * q.shape[1]].reshape(1, q.shape[1], q.shape[0])
+            self.kernels.attention_forward(y[None], lse, q[None], keys, values)
+
+        return attend
+
+    def decode(self, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """The tokens int32 [S] at positions int32 [S] of the sequences in slots int32 [S], each another -> logits
+        [S, V] for the next ones, valid until the next call."""
+        return self._decode(self._embed(tokens, positions), slots, positions)
+
+    # ---- what slots hold -------------------------------------------------------------------------------------------
+
+    def copy(self, source: int, length: int, to: Sequence[int]) -> None:
+        """The first `length` tokens of a slot are those of the slots `to` too."""
+        for name in ("keys", "values"):
+            cache = self.arrays[name]
+            for slot in to:
+                cache[:, slot, :length] = cache[:, source, :length]
+
+    def shift(self, slot: int, keep: int, drop: int) -> None:
+        """Forgets the `drop` tokens behind the first `keep`; those after them are `drop` positions earlier from now on.
+
+        For models that `can_shift`; `prefill` reads the text again for the others.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has positions that cannot be moved")
