@@ -46,8 +46,7 @@ class Decoder(ABC, Generic[Config]):
     """`sequences` slots of at most `config.context` tokens each. Memory is taken once, BLOCK rows of activations in it.
 
     `.config` is the one given, its context as `decoder_context` says. `weights` are a model's: with a bfloat16 copy of
-    the parameters, all is computed and kept in bfloat16. What is not finite in a slot stays there. Raises UserError
-    where there is not the memory.
+    the parameters, all is computed and kept in bfloat16. Raises UserError where there is not the memory.
     """
 
     can_shift = False  # only positions that are relative can be moved

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 OFTEN = ("avx2", "numpy", "amx-emulated")
 NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in isa.INSTRUCTION_SETS]
 FILES = ("linear", "attention", "bfloat16", "bfloat16_attention", "weights")
-# Of attention: every head size, grouped queries, a long sequence.
-ATTENTION = "129-2-2 or 2-65-4-1-24 or 1025"
+# Of attention: every head size, grouped queries, a long sequence, queries of a text's end.
+ATTENTION = "129-2-2 or 2-65-4-1-24 or 1025 or last_tokens"
 CHOSEN = (
     f"cpu and (linear or {ATTENTION}) or "
     f"bfloat16 and (linear or operands or deeper or every_float32 or {ATTENTION}) or packed_weight"
@@ -26,7 +26,7 @@ CHOSEN = (
 # Python for every instruction: few shapes, and bfloat16 alone.
 CHOSEN_SLOWLY = (
     "linear and bfloat16 and (plain or gelu) and (1-1-1 or 4-49-257 or 33-257-131 or 9-4099) or operands and 35-66"
-    " or bfloat16_attention and (2-65-4-1-24 or 129-2-2-40) or packed_weight"
+    " or bfloat16_attention and (2-65-4-1-24 or 129-2-2-40 or 1-17-49) or packed_weight"
 )
 
 
