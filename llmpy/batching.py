@@ -1,5 +1,11 @@
 """Many sequences at once: requests wait, enter a slot of the cache as one is free, are continued side by side by a
 token a step, and leave the slot as they end. Token ids only.
+
+    batch = Engine(model).batch(slots=8)
+    for prompt in prompts:
+        batch.submit(prompt, Sampling(temperature=0.8), stop_ids=stop_ids)
+    for request, token in batch.run():
+        ...
 """
 
 from __future__ import annotations

@@ -44,8 +44,8 @@ class Decoder(ABC, Generic[Config]):
     """`sequences` slots of at most `config.context` tokens each. Memory is taken once, BLOCK rows of activations in it.
 
     `.config` is that of the weights, its context as `decoder_context` says. `precision` is that of the cache and of the
-    activations of a prompt that is read, float32 or bfloat16; the matrices are read as they are stored. What is not
-    finite in a slot stays there. Raises UserError where there is not the memory.
+    activations of a prompt that is read, float32 or bfloat16; the matrices are read as they are stored. Raises
+    UserError where there is not the memory.
     """
 
     can_shift = False  # only positions that are relative can be moved

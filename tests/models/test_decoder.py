@@ -10,7 +10,7 @@ from llmpy.config import GPT2Config, LlamaConfig
 from llmpy.models import decoder as decoder_module
 from llmpy.models import new_decoder, new_model
 from llmpy.models.decoder import MOST_POSITIONS
-from llmpy.weights import BFloat16Weights
+from llmpy.stored import StoredWeights
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import one
 
@@ -31,10 +31,10 @@ def make(request):
         random = np.random.default_rng(42)
         for spec, view in model.parameters.items():
             view[: spec.rows] += 0.1 * random.standard_normal(view[: spec.rows].shape)
-        weights = None
+        weights, precision = StoredWeights.of(model.parameters, config), "float32"
         if request.param == "bfloat16":
-            weights = BFloat16Weights.of(kernels.load(backend), model.parameters)
-        return new_decoder(config, model.parameters, backend, sequences, weights, context)
+            weights, precision = weights.converted("BF16"), "bfloat16"
+        return new_decoder(weights, backend, sequences, context, precision)
 
     make.tolerance = 1e-5 if request.param != "bfloat16" else 0.03
     return make
