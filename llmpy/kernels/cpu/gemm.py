@@ -49,31 +49,33 @@ Task = namedtuple("Task", "k0 k1 depth slice_depth block parts accumulate epilog
 def _make_helpers(P: Products) -> tuple[Any, Any]:
     """pack_shared and run_tasks, for one kind of product."""
     MR, NR, item, step, tile = P.MR, P.NR, P.item, P.step, P.tile
-    pack_a, pack_b, begin, end = P.pack_a, P.pack_b, P.begin, P.end
+    pack_a, pack_b, pack_b_rows, begin, end = P.pack_a, P.pack_b, P.pack_b_rows, P.begin, P.end
+
+    @helper
+    def pack_blocks(panel, operand, first, rows, k, depth):
+        """As `pack`, of the rows from `first` on of a B in blocks: widened a piece at a time, and read again while the
+        cache has it. Rows that are missing stay 0."""
+        space = np.zeros(NR * PIECE_STRIDE, np.float32)
+        for at in range(0, depth, PIECE):
+            n = min(PIECE, depth - at)
+            for r in range(rows):
+                row = operand.address + (first + r) * operand.stride
+                widen_row(operand.blocks, row, k + at, n, space.ctypes.data + r * PIECE_STRIDE * 4)
+            pack_b_rows(panel + at * NR * item, space.ctypes.data, PIECE_STRIDE, n)
 
     @helper
     def pack(is_a, panel, operand, p, rows, k, depth):
-        """Panel p of an operand of so many rows, `depth` deep from k on. What is in blocks is widened a piece at a
-        time, and read again while the cache has it."""
+        """Panel p of an operand of so many rows, `depth` deep from k on."""
         R = MR if is_a else NR
-        first, count = p * R, min(R, rows - p * R)
-        stride, piece, in_blocks = operand.stride, depth, operand.blocks != 0
-        source = operand.address + (first * stride + k if operand.along else k * stride + first) * (
-            4 if operand.wide else 2
-        )
-        space = np.empty(NR * PIECE_STRIDE if in_blocks else 0, np.float32)
-        if in_blocks:
-            source, stride, piece = space.ctypes.data, PIECE_STRIDE, PIECE
-        for at in range(0, depth, piece):
-            n = min(piece, depth - at)
-            if in_blocks:
-                for r in range(count):
-                    row = operand.address + (first + r) * operand.stride
-                    widen_row(operand.blocks, row, k + at, n, space.ctypes.data + r * PIECE_STRIDE * 4)
-            if is_a:
-                pack_a(panel + at * R * item, source, stride, count, n, operand.along, operand.wide)
-            else:
-                pack_b(panel + at * R * item, source, stride, count, n, operand.along, operand.wide)
+        if operand.blocks != 0:
+            pack_blocks(panel, operand, p * R, min(R, rows - p * R), k, depth)
+            return
+        offset = p * R * operand.stride + k if operand.along else k * operand.stride + p * R
+        source = operand.address + offset * (4 if operand.wide else 2)
+        if is_a:
+            pack_a(panel, source, operand.stride, min(R, rows - p * R), depth, operand.along, operand.wide)
+        else:
+            pack_b(panel, source, operand.stride, min(R, rows - p * R), depth, operand.along, operand.wide)
 
     @helper
     def pack_shared(job, shared, share_a, operand, rows, task):

@@ -9,7 +9,7 @@ from typing import Any
 from llmpy.kernels.cpu import amx, microkernel
 from llmpy.kernels.cpu.compile import helper
 from llmpy.kernels.cpu.isa import ISA
-from llmpy.kernels.cpu.packing import Panel, make_packer
+from llmpy.kernels.cpu.packing import Panel, make_packer, make_row_packer
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Products:
     number in a panel.
 
     tile(depth, a, b, c, ldc, ending) multiplies panels; pack_a and pack_b(panel, source, stride, rows, depth, along,
-    wide) make them; stream_b does it past the caches. A thread calls begin() before its first tile and end() after its
+    wide) make them; stream_b does it past the caches; pack_b_rows(panel, source, stride, depth) has all NR rows in
+    float32. A thread calls begin() before its first tile and end() after its
     last.
     """
 
@@ -30,6 +31,7 @@ class Products:
     pack_a: Any
     pack_b: Any
     stream_b: Any
+    pack_b_rows: Any
     begin: Any
     end: Any
 
@@ -49,7 +51,8 @@ def _make(
     step, width = max(panel_a.step, panel_b.step), ISA.tile.width
     pack_a, pack_b = make_packer(MR, panel_a, step, width), make_packer(NR, panel_b, step, width)
     stream_b = make_packer(NR, panel_b, step, width, stream=True)
-    return Products(MR, NR, step, panel_b.bytes, tile, pack_a, pack_b, stream_b, begin, end)
+    pack_b_rows = make_row_packer(NR, panel_b, step, width)
+    return Products(MR, NR, step, panel_b.bytes, tile, pack_a, pack_b, stream_b, pack_b_rows, begin, end)
 
 
 def _vectors(pairs: bool) -> Products:
