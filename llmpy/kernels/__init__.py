@@ -70,8 +70,9 @@ hs head size, H hidden channels, V vocabulary, S sequences being decoded.
     Decode(config, weights, keys, values, cos=None, sin=None)
         one token for a few sequences, the whole model in one call: over a model's StoredWeights and a cache of keys and
         values [L, slots, T, NKV, hs]; cos, sin [T, hs/2] for a Llama
-    Decode(...)(x, slots, positions) -> logits [S, V]
-        x [S, C], the embeddings of the newest tokens of the sequences in S slots; each attends to 0..position
+    Decode(...)(logits, x, slots, positions)
+        logits [S, V] after x [S, C], the embeddings of the newest tokens of S sequences, int32 slots and positions [S];
+        each attends to 0..position
 
     classifier_forward(losses, x, w, targets, logits)
         losses [N] of the head w [V, C]; logits [R, V] is scratch for R rows at a time;

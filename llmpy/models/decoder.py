@@ -71,6 +71,7 @@ class Decoder(ABC, Generic[Config]):
         block = min(BLOCK, c.context)
         self._plan_activations(plan, block)
         plan.add("activations", "lse", c.heads * block)
+        plan.add("logits", "logits", sequences + 1, c.vocab_size)  # of a step, and apart from them those of a prompt
         texts = "one text" if sequences == 1 else f"{sequences} texts side by side"
         self.arrays = plan.take(f"the cache holds {c.context} tokens of {texts}; shorten it (--context), or make fewer")
         self._begin()
@@ -99,7 +100,7 @@ class Decoder(ABC, Generic[Config]):
     def prefill(self, tokens: np.ndarray, slot: int = 0, start: int = 0) -> np.ndarray:
         """tokens int32 [T], appended behind the `start` tokens that the slot holds -> logits [V] after the last.
 
-        They are valid until the next call. What the slot held from `start` on is forgotten. All but the last are read
+        They are valid until the next prefill. What the slot held from `start` on is forgotten. All but the last are read
         in blocks, for their keys and values; the last is decoded, as those that follow will be.
         """
         if not 0 < len(tokens) <= self.config.context - start:
@@ -111,7 +112,7 @@ class Decoder(ABC, Generic[Config]):
                 x = self.arrays["x"][: end - begin]
                 x[:] = self._embed(tokens[begin - start : end - start], np.arange(begin, end))
                 self._read_block(x, begin, self._reading(slot, begin))
-        return self.decode(tokens[-1:], np.array([last], np.int32), np.array([slot], np.int32))[0]
+        return self._step(self.sequences, tokens[-1:], np.array([last], np.int32), np.array([slot], np.int32))[0]
 
     def _reading(self, slot: int, start: int) -> Attend:
         """The attention of tokens that are read in one go, over those before them and over themselves."""
@@ -128,7 +129,13 @@ class Decoder(ABC, Generic[Config]):
     def decode(self, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> np.ndarray:
         """The tokens int32 [S] at positions int32 [S] of the sequences in slots int32 [S], each another -> logits
         [S, V] for the next ones, valid until the next call."""
-        return self._decode(self._embed(tokens, positions), slots, positions)
+        return self._step(0, tokens, positions, slots)
+
+    def _step(self, first: int, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """`decode`, its logits in rows of the array from `first` on."""
+        logits = self.arrays["logits"][first : first + len(tokens)]
+        self._decode(logits, self._embed(tokens, positions), slots, positions)
+        return logits
 
     # ---- what slots hold -------------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ CHOSEN_SLOWLY = (
     "linear and bfloat16 and (plain or gelu) and (1-1-1 or 4-49-257 or 33-257-131 or 9-4099) or operands and 35-66"
     " or bfloat16_attention and (2-65-4-1-24 or 129-2-2-40 or 1-17-49) or packed_weight"
     " or dequantize and (bfloat16 and (9-2-49 or 9-1024) or exactly)"
-    " or dots and (8-1 or 9-9) and False or decode and (gelu or 3-Q8_0)"
+    " or decode and 3-Q8_0"
 )
 
 

@@ -141,5 +141,5 @@ def test_what_cannot_be_had_is_said(make, monkeypatch):
     decoder = make(LLAMA, 3)
     monkeypatch.setattr(memory, "available_memory", lambda: memory.RESERVE + decoder.memory.bytes - 1)
     with pytest.raises(UserError, match=r"GB are free: the cache holds 40 tokens of 3 texts.*--context"):
-        new_decoder(LLAMA, decoder.parameters, "reference", 3, decoder.weights)
-    assert new_decoder(LLAMA, decoder.parameters, "reference", 3, decoder.weights, context=39).config.context == 39
+        new_decoder(decoder.weights, "reference", 3)
+    assert new_decoder(decoder.weights, "reference", 3, 39).config.context == 39

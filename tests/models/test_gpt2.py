@@ -9,6 +9,7 @@ from llmpy.kernels import cpu
 from llmpy.models.gpt2 import GPT2
 from llmpy.models.gpt2_decode import GPT2Decoder
 from llmpy.optimizer import AdamW
+from llmpy.stored import StoredWeights
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import check_decoding
 
@@ -159,7 +160,7 @@ def test_steps_repeat_bit_for_bit_at_any_number_of_threads(batch):
 def test_decoding_gives_the_logits_of_the_whole(backend, batch):
     model = make(backend)
     whole = model.logits(batch[0]).astype(float)
-    check_decoding(GPT2Decoder(CONFIG, model.parameters, backend, 1), batch[0][0], whole[0])
+    check_decoding(GPT2Decoder(StoredWeights.of(model.parameters, CONFIG), backend), batch[0][0], whole[0])
 
 
 def test_a_shorter_sequence_uses_the_first_positions(backend, batch):

@@ -9,6 +9,7 @@ from llmpy.kernels import cpu
 from llmpy.models.gpt2 import GPT2
 from llmpy.models.gpt2_decode import GPT2Decoder
 from llmpy.optimizer import AdamW
+from llmpy.stored import StoredWeights
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import check_decoding
 
@@ -137,7 +138,7 @@ def test_the_optimizer_leaves_the_copy_that_packing_makes(batch):
 def test_decoding_gives_the_logits_of_the_whole(batch):
     model = make()
     whole = model.logits(batch[0]).astype(float)
-    decoder = GPT2Decoder(CONFIG, model.parameters, "cpu", 1, model.weights)
+    decoder = GPT2Decoder(StoredWeights.of(model.parameters, CONFIG).converted("BF16"), precision="bfloat16")
     assert decoder.arrays["keys"].itemsize == 2
     check_decoding(decoder, batch[0][0], whole[0], LOGITS)
 

@@ -11,6 +11,7 @@ from llmpy.kernels import cpu
 from llmpy.models.llama import Llama
 from llmpy.models.llama_decode import LlamaDecoder
 from llmpy.optimizer import AdamW
+from llmpy.stored import StoredWeights
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import check_decoding
 from tests.models.foreign_llama import Foreign
@@ -160,7 +161,7 @@ def test_bfloat16_is_near_float32(batch):
     again = make("cpu", config=VARIANTS["own head"], precision="bfloat16", recompute=2)
     again.loss_and_gradients(*batch)
     np.testing.assert_array_equal(again.gradients.flat, rounded.gradients.flat)
-    decoder = LlamaDecoder(exact.config, exact.parameters, "cpu", 1, rounded.weights)
+    decoder = LlamaDecoder(StoredWeights.of(exact.parameters, exact.config).converted("BF16"), precision="bfloat16")
     check_decoding(decoder, batch[0][0], exact.logits(batch[0]).astype(float)[0], 0.03)
 
 
@@ -168,7 +169,7 @@ def test_bfloat16_is_near_float32(batch):
 def test_decoding_gives_the_logits_of_the_whole(backend, batch, config):
     model = make(backend, config=config)
     whole = model.logits(batch[0]).astype(float)
-    check_decoding(LlamaDecoder(config, model.parameters, backend, 1), batch[0][0], whole[0])
+    check_decoding(LlamaDecoder(StoredWeights.of(model.parameters, config), backend), batch[0][0], whole[0])
 
 
 def test_a_shorter_sequence_uses_the_first_positions(backend, batch):

@@ -29,6 +29,7 @@ from numba import get_num_threads, prange
 from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.kernels.cpu.compile import entry, i64, kernel
 from llmpy.kernels.cpu.decode_phases import (
+    AT_MATRICES,
     ATT,
     ATTPROJ,
     ATTPROJB,
@@ -44,6 +45,7 @@ from llmpy.kernels.cpu.decode_phases import (
     LN2W,
     LNFB,
     LNFW,
+    LOGITS,
     MATRICES,
     NORMED,
     OTHERS,
@@ -72,7 +74,7 @@ from llmpy.stored import StoredWeights
 
 ALONE = 2_000_000  # products of a step: up to here one thread is done before a second has heard of it
 LAYERNORM_EPS = 1e-5
-_S, _THREADS = SIZES.index("S"), SIZES.index("threads")  # in a block
+_S, _THREADS, _LOGITS = SIZES.index("S"), SIZES.index("threads"), AT_MATRICES + 3 * LOGITS  # in a block
 
 
 class Decode:
@@ -90,6 +92,7 @@ class Decode:
         cos: np.ndarray | None = None,
         sin: np.ndarray | None = None,
     ) -> None:
+        self.config = config
         L, slots, T, NKV, hs = keys.shape
         C, NH, V, threads = config.channels, config.heads, config.vocab_size, get_num_threads()
         H = config.hidden if isinstance(config, LlamaConfig) else 4 * C
@@ -97,7 +100,6 @@ class Decode:
         self.memory = plan = MemoryPlan()
         for name, rows, columns in (
             ("x", slots, C),
-            ("logits", slots, V),
             ("normed", (threads + 1) * slots, C),
             ("q", slots, NH * hs),
             ("att", slots, NH * hs),
@@ -112,6 +114,7 @@ class Decode:
         no_angles = np.zeros((0, 0), np.float32)
         arrays |= {"cos": no_angles if cos is None else cos, "sin": no_angles if sin is None else sin}
         arrays["eps"] = np.full((1, 1), getattr(config, "norm_eps", LAYERNORM_EPS), np.float32)
+        arrays["logits"] = np.zeros((0, V), np.float32)  # in its place comes that of each call
         arrays["placed"] = np.zeros((2, slots), np.int32)
         layers = [_matrices_of(layer, NH * hs) for layer in weights.layers]
         head = weights.head[:V]
@@ -135,21 +138,22 @@ class Decode:
             np.int64,
         )
 
-    def __call__(self, x: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def __call__(self, logits: np.ndarray, x: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
         """x [S, C], the embeddings of the newest tokens of S slots, at their positions -> logits [S, V] for the next
-        ones, valid until the next call. The cache then holds the newest, too.
+        ones. The cache then holds the newest, too.
         """
         S = len(x)
+        assert logits.shape == (S, self.config.vocab_size)
+        assert logits.flags.c_contiguous
         threads = 1 if S * self._products <= ALONE else min(self._threads, get_num_threads())
         self._arrays["x"][:S] = x
         self._arrays["placed"][0, :S], self._arrays["placed"][1, :S] = slots, positions
-        self._block[_S], self._block[_THREADS] = S, threads
+        self._block[_S], self._block[_THREADS], self._block[_LOGITS] = S, threads, _address(logits)
         self._counters[:] = 0
         if threads == 1:  # called as it is: where other programs have the cores, even to say "one thread" takes long
             take_part.call(_address(self._block), 0)
         else:
             _all_take_part(take_part.address, _address(self._block), threads)
-        return self._arrays["logits"][:S]
 
 
 def _address(array: np.ndarray) -> int:

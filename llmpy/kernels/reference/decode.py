@@ -34,7 +34,7 @@ class Decode:
     ) -> None:
         self.config, self.weights, self.keys, self.values, self.cos, self.sin = config, weights, keys, values, cos, sin
 
-    def __call__(self, x: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def __call__(self, logits: np.ndarray, x: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
         """x [S, C], the embeddings of the newest tokens of S slots, at their positions -> logits [S, V] for the next
         ones. The cache then holds the newest, too.
         """
@@ -51,7 +51,7 @@ class Decode:
             attention_decode(attention, q[:, 0], self.keys[layer], self.values[layer], positions, slots)
             x += _linear(attention.reshape(S, -1), w.attproj, getattr(w, "attprojb", None))
             x += self._mlp(w, self._norm(x, w, "ln2"))
-        return _linear(self._norm(x, self.weights, "lnf"), self.weights.head[: c.vocab_size])
+        logits[:] = _linear(self._norm(x, self.weights, "lnf"), self.weights.head[: c.vocab_size])
 
     def _norm(self, x: np.ndarray, w: Any, name: str) -> np.ndarray:
         y, mean, rstd = np.empty_like(x), np.empty(len(x)), np.empty(len(x))
