@@ -29,11 +29,14 @@ def tokenizer_json(*special: str) -> str:
     return json.dumps(source)
 
 
-def write_chat_model(folder: Path, context: int, template: str | None = TEMPLATE, layers: int = 1) -> Path:
-    """Without a `template` the folder has none. The model never ends an answer."""
+def write_chat_model(
+    folder: Path, context: int, template: str | None = TEMPLATE, layers: int = 1, also: bytes = b""
+) -> Path:
+    """Without a `template` the folder has none. The model speaks letters, and what is in `also`, and never ends an
+    answer."""
     config = LlamaConfig(259, context, layers, heads=2, kv_heads=1, channels=8, hidden=12, tied=False)
     parameters = llama_parameters(config)
-    speak_letters(parameters)
+    speak_letters(parameters, also)
     folder.mkdir(parents=True, exist_ok=True)
     huggingface.write_model(folder, config, parameters, end_of_text=END)
     (folder / "tokenizer.json").write_text(tokenizer_json("<|im_start|>", "<|im_end|>"))
@@ -44,11 +47,12 @@ def write_chat_model(folder: Path, context: int, template: str | None = TEMPLATE
     return folder
 
 
-def speak_letters(parameters: Parameters) -> None:
-    """A channel that is always on keeps all tokens but the lower-case letters from ever being drawn."""
+def speak_letters(parameters: Parameters, also: bytes = b"") -> None:
+    """A channel that is always on keeps all tokens but the lower-case letters, and those in `also`, from ever being
+    drawn."""
     parameters.wte[:, 0] = 4
     parameters.lnfw[0] = 1
     parameters.lm_headw *= 6  # what was said before matters
-    letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", np.uint8)
+    letters = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz" + also, np.uint8)
     parameters.lm_headw[:, 0] = -1000
     parameters.lm_headw[letters, 0] = 0

@@ -207,16 +207,16 @@ def test_a_step_that_fails_ends_what_runs_and_leaves_the_batch_whole(monkeypatch
 
 def test_a_prompt_that_is_interrupted_is_read_again(monkeypatch):
     batch, history = recorded_batch(1), History()
-    decoder, blocks = batch.decoder, batch.decoder._blocks
+    decoder, read = batch.decoder, batch.decoder._read_block
 
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(decoder, "_blocks", fail)
+    monkeypatch.setattr(decoder, "_read_block", fail)
     batch.submit(PROMPTS[1], history=history)
     with pytest.raises(KeyboardInterrupt):
         batch.step()
-    monkeypatch.setattr(decoder, "_blocks", blocks)
+    monkeypatch.setattr(decoder, "_read_block", read)
     request = batch.submit(PROMPTS[1], seed=1, max_tokens=5, history=history)
     list(batch.run())
     assert request.tokens == alone(LLAMA, PROMPTS[1], 5, seed=1)

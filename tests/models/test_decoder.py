@@ -139,7 +139,8 @@ def test_what_cannot_be_had_is_said(make, monkeypatch):
         with pytest.raises(UserError, match=f"a context of {context} tokens .* positions for 40"):
             make(LLAMA, context=context)
     decoder = make(LLAMA, 3)
+    precision = "float32" if decoder.numbers is np.float32 else "bfloat16"
     monkeypatch.setattr(memory, "available_memory", lambda: memory.RESERVE + decoder.memory.bytes - 1)
     with pytest.raises(UserError, match=r"GB are free: the cache holds 40 tokens of 3 texts.*--context"):
-        new_decoder(decoder.weights, "reference", 3)
-    assert new_decoder(decoder.weights, "reference", 3, 39).config.context == 39
+        new_decoder(decoder.weights, "reference", 3, None, precision)
+    assert new_decoder(decoder.weights, "reference", 3, 39, precision).config.context == 39
