@@ -63,6 +63,10 @@ class TorchModel(nn.Module):
         """tokens int64 [B, T] -> [B, T, V]"""
         return F.linear(self.hidden(tokens), self.head_weight())
 
+    def last_logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens int64 [B, T] -> [B, V], of the last of them alone."""
+        return F.linear(self.hidden(tokens)[:, -1], self.head_weight())
+
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """tokens, targets int64 [B, T] -> the mean cross-entropy."""
         return F.cross_entropy(self.logits(tokens).flatten(0, 1), targets.flatten())
