@@ -84,7 +84,7 @@ def stories_of(text: str, tokenizer: Tokenizer, last: float) -> list[np.ndarray]
     """The tokens of every story, of the last part of them."""
     stories: list[str] = []
     for piece in open_corpus(text).pieces():
-        if (piece.starts_document and not piece.is_tail) or not stories:
+        if piece.starts_document or not stories:
             stories.append("")
         stories[-1] += piece.text
     stories = stories[round(len(stories) * (1 - last)) :]

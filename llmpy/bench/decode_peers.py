@@ -132,11 +132,11 @@ def pytorch_reading(model: str, prompt: int, threads: int, wide: bool, compiled:
     """For a worker: the same weights, in bfloat16 unless `wide`; the work returns the seconds a token of the prompt."""
     import torch
 
-    from llmpy.bench.torch_model import new_model
-
     torch.set_num_threads(threads)
     loaded = formats.load(model)
-    network = new_model(loaded.config).load(loaded.parameters).to(torch.float32 if wide else torch.bfloat16).eval()
+    network = (
+        peers.torch_model(loaded.config).load(loaded.parameters).to(torch.float32 if wide else torch.bfloat16).eval()
+    )
     del loaded
     read = network.last_logits
     if compiled:

@@ -34,8 +34,9 @@ class Windows:
 def stream_windows(stories: Sequence[np.ndarray], separator: int, T: int) -> Windows:
     """The stories one after the other, the separator before each, cut every T tokens wherever that is: how llama2.c
     validates. What is left behind the last whole window is left out."""
-    stream = np.concatenate([part for story in stories for part in ([separator], story)]).astype(np.int32)
-    n = (len(stream) - 1) // T
+    parts = [part for story in stories for part in ([separator], story)]
+    stream = np.concatenate([np.zeros(0), *parts]).astype(np.int32)
+    n = max(0, (len(stream) - 1) // T)
     return Windows(stream[: n * T].reshape(n, T), stream[1 : n * T + 1].reshape(n, T))
 
 

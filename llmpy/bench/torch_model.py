@@ -10,17 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 
-from llmpy.config import LlamaConfig, ModelConfig
+from llmpy.config import ModelConfig
 from llmpy.parameters import Parameters, ParameterSpec, parameter_table
-
-
-def new_model(config: ModelConfig) -> TorchModel:
-    """The model of the config's family, as its peer is measured: random values, GPT-2's vocabulary padded."""
-    from llmpy.bench import torch_gpt2, torch_llama
-
-    if isinstance(config, LlamaConfig):
-        return torch_llama.TorchLlama(config)
-    return torch_gpt2.TorchGPT2(config, padded=True)
 
 
 def autocast(precision: str) -> AbstractContextManager[object]:

@@ -76,13 +76,13 @@ def pytorch_step(step: dict[str, Any], compiled: bool) -> Callable[[], object]:
     """
     import torch
 
-    from llmpy.bench.torch_model import autocast, new_model
+    from llmpy.bench.torch_model import autocast
 
     work = Step.from_dict(step)
     torch.set_num_threads(work.threads)
     torch.manual_seed(42)
     config = work.config
-    model = new_model(replace(config, rope_interleaved=False) if isinstance(config, LlamaConfig) else config)
+    model = peers.torch_model(replace(config, rope_interleaved=False) if isinstance(config, LlamaConfig) else config)
     optimizer = model.adamw(LR)
     forward = torch.compile(model) if compiled else model
     x, y = (torch.from_numpy(a).long() for a in work.tokens())
