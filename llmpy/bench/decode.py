@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,11 +44,11 @@ class Generation:
     batch_size: int = 1
     prompt: int = 0
 
-    def prompt_ids(self, vocab_size: int) -> np.ndarray:
-        """int32 [prompt], random, or the first token alone."""
+    def prompt_ids(self, vocab_size: int, number: int = 0) -> np.ndarray:
+        """int32 [prompt], random, of each number others, so that none is known from before; or the first token."""
         if not self.prompt:
             return np.array([min(FIRST, vocab_size - 1)], np.int32)
-        return np.random.default_rng(0).integers(0, vocab_size, self.prompt, np.int32)
+        return np.random.default_rng(number).integers(0, vocab_size, self.prompt, np.int32)
 
 
 class Rival(Protocol):
@@ -67,11 +68,11 @@ def our_generation(work: dict[str, Any]) -> Callable[[], float]:
     todo = Generation(**work)
     kernels.start("cpu", todo.threads, kernels_of(todo.precision))
     engine = open_engine(todo)
-    prompt = todo.prompt_ids(engine.model.config.vocab_size)
-    tokens = 1 if todo.prompt else todo.tokens
+    tokens, numbers = 1 if todo.prompt else todo.tokens, count()
 
     def generate() -> tuple[float, int]:
         """Seconds, and tokens in them: the whole prompt up to its first answer, or what comes behind that."""
+        prompt = todo.prompt_ids(engine.model.config.vocab_size, next(numbers))
         start = time.perf_counter()
         steps = engine.generate(prompt, tokens, temperature=0.0, num_samples=todo.batch_size)
         next(steps)
@@ -91,10 +92,13 @@ def open_engine(work: Generation) -> Engine:
 
 
 def within(work: Generation, context: int) -> Generation:
-    """With no more tokens than there are positions. Raises UserError for a prompt that is longer."""
+    """With no more tokens than there are positions. Raises UserError for a prompt that is longer, and for one token."""
     if work.prompt > context:
         raise UserError(f"a prompt of {work.prompt} tokens: the model's context is {context}: give at most that many")
-    return replace(work, tokens=min(work.tokens, context))
+    work = replace(work, tokens=min(work.tokens, context))
+    if work.tokens < 2:
+        raise UserError("generating is timed from the second token on: give 2 --tokens or more")
+    return work
 
 
 def kernels_of(precision: str | None) -> str:

@@ -113,6 +113,13 @@ def test_more_tokens_than_positions_are_not_made(capsys, model):
     assert bench(capsys, "--model", model, "-n", "300")["tokens"] == 20
 
 
+def test_every_prompt_is_another():
+    work = decode.Generation("", None, 1, prompt=9)
+    prompts = [work.prompt_ids(61, number).tolist() for number in (0, 1, 0)]
+    assert prompts[0] == prompts[2] != prompts[1]
+    assert decode.Generation("", None, 1).prompt_ids(61).tolist() == [1]
+
+
 def test_texts_side_by_side_beside_one_alone(capsys, model):
     result = bench(capsys, "--model", model, "-n", "5", "--batch-size", "3")
     assert [one["name"] for one in result["peers"]] == ["one text alone"]
@@ -206,6 +213,7 @@ def test_pytorch_reads_the_prompt(model, tmp_path, precision):
         (["--against", "llama2c", "--prompt", "5", "--binary", "x"], "llama2.c reads a prompt token by token"),
         (["--batch-size", "2", "--prompt", "3"], "texts side by side are measured beside one alone"),
         (["--prompt", "21"], "a prompt of 21 tokens: the model's context is 20"),
+        (["-n", "1"], "generating is timed from the second token on"),
         (["--layers", "3"], "has a shape of its own: leave out --layers"),
         (["--profile"], "--profile is of a training step"),
     ],
