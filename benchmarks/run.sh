@@ -28,3 +28,5 @@ bench matmul matmul
 bench matmul-bf16 matmul --precision bf16
 bench attention attention
 bench attention-bf16 attention --precision bf16
+bench train-llama-15M-bf16 train --model llama:15M -b 8 -t 256 --precision bf16
+bench prompt-llama-110M-bf16 decode --model llama:110M --prompt 512 --precision bf16

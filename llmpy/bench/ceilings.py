@@ -27,6 +27,7 @@ DEPTH = 256  # of a panel: both panels of a tile stay in the L1 or L2 cache
 SQUARE = 1024  # rows and columns of a product by NumPy's library
 STREAM_FLOATS = 32 * 2**20  # of each array that is streamed: 128 MB, several times the last cache
 BLOCK = 65536  # floats to a task
+STREAMS = 4  # that a core reads at once: so many, each through large parts, are what prefetching serves best
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ def ask(precision: str, threads: int) -> Ceilings:
         settings = {"precision": precision, "threads": threads, "seconds": SECONDS}
         process.prepare("llmpy.bench.ceilings:measuring", warm_up=0, **settings)
         return Ceilings(**process.result())
+
+
+def reading(threads: int, seconds: float) -> Callable[[], float]:
+    """For a worker: the work, which returns the bytes a second that all threads together read from memory."""
+    kernels.start("cpu", threads)
+    return lambda: read_bandwidth(threads, seconds)
 
 
 def measuring(precision: str, threads: int, seconds: float) -> Callable[[], dict[str, float]]:
@@ -93,6 +100,15 @@ def memory_bandwidth(seconds: float) -> float:
     a, b = plan.take().values()
     a[:], b[:] = 1, 1  # pages never written to are all the same one, which stays in the cache
     return 3 * a.nbytes / fastest(lambda: _add_scaled(a, b, 1e-9), seconds)
+
+
+def read_bandwidth(threads: int, seconds: float) -> float:
+    """Bytes a second of adding up numbers far beyond the caches, all cores: nothing is written, as in generating."""
+    plan = MemoryPlan()
+    plan.add("streams", "x", threads, 2 * STREAM_FLOATS // threads // STREAMS * STREAMS)
+    x, totals = plan.take()["x"], np.empty(threads, np.float32)
+    x[:] = 1
+    return x.nbytes / fastest(lambda: _add_up(x, totals), seconds)
 
 
 def fastest(work: Callable[[], Any], seconds: float) -> float:
@@ -147,3 +163,17 @@ def _add_scaled(a, b, s):  # type: ignore[no-untyped-def]
         a_, b_ = a[start:end], b[start:end]
         for i in range(a_.size):
             a_[i] += s * b_[i]
+
+
+@kernel(matrix, vector, precisions=("float32",))
+def _add_up(x, totals):  # type: ignore[no-untyped-def]
+    for thread in prange(x.shape[0]):
+        part = x.shape[1] // STREAMS
+        a, b, c, d = x[thread, :part], x[thread, part:], x[thread, 2 * part :], x[thread, 3 * part :]
+        total_a = total_b = total_c = total_d = np.float32(0)
+        for i in range(part):
+            total_a += a[i]
+            total_b += b[i]
+            total_c += c[i]
+            total_d += d[i]
+        totals[thread] = total_a + total_b + total_c + total_d

@@ -5,9 +5,14 @@ from __future__ import annotations
 import ctypes.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmpy.bench.machine import version_of
+from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.errors import UserError
+
+if TYPE_CHECKING:
+    from llmpy.bench.torch_model import TorchModel
 
 TCMALLOC = "libtcmalloc_minimal.so.4"
 FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu")
@@ -46,6 +51,14 @@ def torch_peers(mode: str, compiled: bool = True) -> list[Peer]:
 def require_torch() -> None:
     if version_of("torch") is None:
         raise UserError("PyTorch is not installed here: leave out --against torch, or pip install torch")
+
+
+def torch_model(config: ModelConfig) -> TorchModel:
+    """The config's family in PyTorch, with random values, and GPT-2's vocabulary padded."""
+    from llmpy.bench.torch_gpt2 import TorchGPT2
+    from llmpy.bench.torch_llama import TorchLlama
+
+    return TorchLlama(config) if isinstance(config, LlamaConfig) else TorchGPT2(config, padded=True)
 
 
 def find_tcmalloc() -> str | None:

@@ -16,6 +16,8 @@ def show(result: dict[str, Any]) -> None:
             _train(result)
         case "matmul":
             _matmul(result)
+        case "decode":
+            _decode(result)
         case _:
             _attention(result)
     print(machine.summary(result["machine"]))
@@ -80,6 +82,27 @@ def _attention(result: dict[str, Any]) -> None:
         peer = [f"{one['peer_ms']:.2f}", f"{one['ratio']:.3f}"] if "ratio" in one else ["", ""]
         rows.append([f"{one['B']}, {one['T']}, {one['NH']}, {one['hs']}", f"{one['ours_ms']:.2f}", *peer])
     table(["B, T, NH, hs", "llm.py, ms", f"{result['peer'] or 'peer'}, ms", "ratio"], rows)
+
+
+def _decode(result: dict[str, Any]) -> None:
+    read, B = result["prompt"], result["batch_size"]
+    what = f"reading a prompt of {read} tokens" if read else f"generating {result['tokens']} tokens, greedily"
+    texts = f", {B} texts at once" if B > 1 else ""
+    precision = result["precision"] or "the engine's own precision"
+    print(f"{what}{texts}: {result['source']}, {precision}")
+    rows = []
+    for one in [{"name": "llm.py"} | result, *result["peers"]]:
+        speeds = [f"{one[name]:,.1f}" for name in ("tokens_per_s", "slowest", "fastest")]
+        rows.append([one["name"], *speeds, "" if one["name"] == "llm.py" else f"{one['speedup']:.3f}"])
+    table(["", "tokens/s", "slowest", "fastest", "llm.py's speed to it"], rows)
+    if result["peer"]:
+        print(f"{result['speedup']:.3f} times the speed of {result['peer']}")
+    if memory := result["memory"]:
+        print(
+            f"a step reads {memory['weight_bytes'] / 1e6:,.1f} MB of weights and {memory['cache_bytes'] / 1e6:,.1f} MB"
+            f" of keys and values: {memory['gb_per_s']:.1f} GB/s, {100 * memory['share']:.0f} % of the"
+            f" {memory['machine_gb_per_s']:.1f} GB/s that this machine reads"
+        )
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llmpy.errors import UserError
 
@@ -27,14 +27,15 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Worker:
-    """The process of a contestant. `environment` is added to ours: thread counts, a preloaded allocator."""
+    """The process of a contestant. `environment` is added to ours: thread counts, a preloaded allocator; `python` is
+    the interpreter to run in, None for ours."""
 
-    def __init__(self, name: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, name: str, environment: dict[str, str] | None = None, python: str | None = None) -> None:
         self.name, self.peak_mb = name, 0.0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the process)
         search = os.pathsep.join(filter(None, [str(ROOT), ENVIRONMENT.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "llmpy.bench.worker"],
+            [python or sys.executable, "-m", "llmpy.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -83,29 +84,64 @@ class Worker:
         self._errors.close()
 
 
+def seconds_each(work: Callable[[], tuple[float, int]]) -> float:
+    """Of what `work` measures itself, (seconds, how many things were done in them): the mean of QUICK seconds' worth,
+    or of one time where that is longer."""
+    seconds, things = work()
+    while seconds < QUICK:
+        more, done = work()
+        seconds, things = seconds + more, things + done
+    return seconds / things
+
+
+class Contestant(Protocol):
+    """What takes turns. A turn gives a number to take the median of: of a Worker, seconds."""
+
+    def turn(self) -> float: ...
+
+
+class OwnClock:
+    """A worker whose work measures itself: a turn gives what the work returns."""
+
+    def __init__(self, process: Worker) -> None:
+        self._process = process
+
+    def turn(self) -> float:
+        return float(self._process.result())
+
+
 @contextlib.contextmanager
-def worker(name: str, environment: dict[str, str] | None = None) -> Iterator[Worker]:
+def worker(name: str, environment: dict[str, str] | None = None, python: str | None = None) -> Iterator[Worker]:
     """A worker that is gone when the block ends."""
-    process = Worker(name, environment)
+    process = Worker(name, environment, python)
     try:
         yield process
     finally:
         process.close()
 
 
-def interleave(workers: Sequence[Worker], rounds: int, advance: Callable[[], None] = lambda: None) -> list[float]:
-    """The median seconds of each worker over so many rounds; the order turns around from one round to the next.
+def interleave(
+    contestants: Sequence[Contestant], rounds: int, advance: Callable[[], None] = lambda: None
+) -> list[float]:
+    """The median of each contestant's turns; see `turns`."""
+    return [statistics.median(numbers) for numbers in turns(contestants, rounds, advance)]
+
+
+def turns(
+    contestants: Sequence[Contestant], rounds: int, advance: Callable[[], None] = lambda: None
+) -> list[list[float]]:
+    """What the turns of each contestant gave, over so many rounds; the order turns around from one to the next.
 
     `advance` is called after every turn.
     """
-    seconds: list[list[float]] = [[] for _ in workers]
+    given: list[list[float]] = [[] for _ in contestants]
     for round_number in range(rounds):
-        order = range(len(workers)) if round_number % 2 == 0 else reversed(range(len(workers)))
+        order = range(len(contestants)) if round_number % 2 == 0 else reversed(range(len(contestants)))
         for i in order:
             time.sleep(PAUSE)
-            seconds[i].append(workers[i].turn())
+            given[i].append(contestants[i].turn())
             advance()
-    return [statistics.median(times) for times in seconds]
+    return given
 
 
 def comparison(name: str, ours: float, theirs: float) -> dict[str, Any]:

@@ -95,6 +95,16 @@ def test_the_ceilings_are_measured_in_a_process_of_their_own(monkeypatch):
     assert found.bandwidth > 1e8
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_reading_is_measured_over_all_numbers(monkeypatch, threads):
+    monkeypatch.setattr(ceilings, "STREAM_FLOATS", 4099)
+    kernels.start("cpu")
+    assert ceilings.read_bandwidth(threads, 0.001) > 1e6
+    x, totals = np.arange(threads * 12, dtype=np.float32).reshape(threads, 12), np.empty(threads, np.float32)
+    ceilings._add_up(x, totals)
+    np.testing.assert_array_equal(totals, x.sum(1))
+
+
 def test_where_numpy_makes_the_products_its_library_is_the_ceiling(monkeypatch):
     monkeypatch.setattr(ceilings, "SQUARE", 32)
     assert ceilings.numpy_flops(0.001) > 1e6

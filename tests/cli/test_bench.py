@@ -114,6 +114,22 @@ def test_bfloat16_beside_pytorch(capsys, what):
         assert set(result["products"][0]["gflops"]) == {"llm.py", "PyTorch"}
 
 
+@pytest.mark.parametrize("what", ["train", "matmul", "attention"])
+def test_a_llama_beside_pytorch(capsys, what):
+    pytest.importorskip("torch")
+    size = {"train": ["-b", "2", "-t", "8", "--profile"], "matmul": ["--rows", "5"], "attention": ["-t", "8"]}[what]
+    words = [what, "--model", "llama:260K", "--layers", "1", *size, "--threads", "1", "--rounds", "1"]
+    words += ["--against", "torch", "--peer-mode", "installed", "--no-compile", "--json"]
+    result = json.loads(bench(capsys, *words))
+    assert result["ratio"] > 0
+    if what == "train":
+        operations = {one["operation"]: one for one in result["profile"]["operations"]}
+        assert {"rmsnorm_backward", "rope_forward", "swiglu_backward", "linear_forward 344 x 64"} <= set(operations)
+        assert operations["linear_forward 128 x 64"]["flops"] == 2 * (2 * 8) * 128 * 64  # 8 heads, and 4 of k and v
+    if what == "attention":
+        assert (result["lengths"][0]["NH"], result["lengths"][0]["NKV"]) == (8, 4)
+
+
 def test_a_precision_that_there_is_not(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "train", *TINY, "--precision", "fp16"])
@@ -235,7 +251,7 @@ def test_what_cannot_be_measured_is_said(capsys, words, message):
 
 
 @pytest.mark.parametrize(
-    "words", [["train", "-b", "0"], ["train", "-t", "x"], ["decode"], [], ["train", "--precision", "fp4"]]
+    "words", [["train", "-b", "0"], ["train", "-t", "x"], ["fly"], [], ["train", "--precision", "fp4"]]
 )
 def test_wrong_usage(capsys, words):
     with pytest.raises(SystemExit) as stopped:

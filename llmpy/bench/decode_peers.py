@@ -1,0 +1,171 @@
+"""Who generates beside us: llama2.c's `run`, llama.cpp through its Python package, and PyTorch, which reads prompts."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmpy import formats
+from llmpy.bench import peers, timing
+from llmpy.bench.decode import Generation, Rival
+from llmpy.config import LlamaConfig
+from llmpy.errors import UserError
+from llmpy.formats import llama2c
+from llmpy.sentencepiece_files import CONTROL, NORMAL, UNKNOWN, Pieces, write_llama2c
+
+_SPEED = re.compile(r"achieved tok/s: (\S+)")
+
+
+@dataclass(frozen=True)
+class Llama2c:
+    """llama2.c's `run`, or its `runq`, which is known by its name and gets 8 bits: a process for every turn.
+
+    It takes the time itself, from the second token on, as we do.
+    """
+
+    binary: Path
+
+    @property
+    def name(self) -> str:
+        return f"llama2.c's {self.binary.name}"
+
+    @contextlib.contextmanager
+    def contestant(self, work: Generation, folder: Path) -> Iterator[timing.Contestant]:
+        if work.prompt:
+            raise UserError("llama2.c reads a prompt token by token: leave out --prompt, or --against llama2c")
+        if not os.access(self.binary, os.X_OK) or self.binary.is_dir():
+            raise UserError(f"--binary {self.binary}: there is no such program: build llama2.c's run with make runomp")
+        loaded = formats.load(work.model)
+        config = loaded.config
+        if not isinstance(config, LlamaConfig):
+            raise UserError("llama2.c runs Llamas: leave out --against llama2c")
+        model, vocabulary = folder / "peer.bin", folder / "vocabulary.bin"
+        llama2c.write_model(model, config, loaded.parameters, version=2 if self.binary.stem.endswith("q") else 0)
+        vocabulary.write_bytes(write_llama2c(_any_pieces(config.vocab_size)))
+        command = [str(self.binary.absolute()), str(model), "-t", "0", "-n", str(work.tokens), "-z", str(vocabulary)]
+        yield _Program(self.name, command, peers.thread_settings(work.threads))
+
+
+def _any_pieces(vocab_size: int) -> Pieces:
+    """A vocabulary of that size, whatever it says: `run` wants one, and prints it."""
+    kinds = [UNKNOWN, CONTROL, CONTROL] + [NORMAL] * vocab_size
+    return Pieces([f"{i} " for i in range(vocab_size)], [0.0] * vocab_size, kinds[:vocab_size])
+
+
+@dataclass(frozen=True)
+class _Program:
+    name: str
+    command: list[str]
+    settings: dict[str, str]
+
+    def turn(self) -> float:
+        """Seconds a token."""
+        return timing.seconds_each(self._run)
+
+    def _run(self) -> tuple[float, int]:
+        environment = timing.ENVIRONMENT | self.settings
+        done = subprocess.run(self.command, env=environment, capture_output=True, check=False)
+        errors = done.stderr.decode(errors="replace")
+        found = _SPEED.search(errors)
+        if done.returncode or found is None:
+            last = (errors.strip().splitlines() or ["it said nothing"])[-1]
+            raise UserError(f"{self.name} reached no speed (exit status {done.returncode}): {last[:200]}")
+        speed = float(found[1])
+        if not (math.isfinite(speed) and speed > 0):
+            raise UserError(f"{self.name} was done within a millisecond: give more --tokens, or a larger model")
+        return 100 / speed, 100  # it does not say how many tokens it made
+
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """llama.cpp, in the Python that has llama_cpp."""
+
+    python: str = sys.executable
+
+    name = "llama.cpp"
+
+    @contextlib.contextmanager
+    def contestant(self, work: Generation, folder: Path) -> Iterator[timing.Contestant]:
+        if Path(work.model).suffix != ".gguf":
+            raise UserError(f"llama.cpp reads GGUF files, and {work.model} is none")
+        with timing.worker(self.name, peers.thread_settings(work.threads), self.python) as process:
+            sizes = {"tokens": work.tokens, "prompt": work.prompt, "threads": work.threads}
+            process.prepare("llmpy.bench.llamacpp:generation", warm_up=1, model=str(work.model), **sizes)
+            yield timing.OwnClock(process)
+
+
+@dataclass(frozen=True)
+class Torch:
+    """PyTorch reading a prompt: the logits behind its last token."""
+
+    peer: peers.Peer
+
+    @property
+    def name(self) -> str:
+        return self.peer.name
+
+    @contextlib.contextmanager
+    def contestant(self, work: Generation, folder: Path) -> Iterator[timing.Contestant]:
+        if not work.prompt:
+            raise UserError("PyTorch is measured reading a prompt: add --prompt N")
+        with timing.worker(self.name, self.peer.environment | peers.thread_settings(work.threads)) as process:
+            sizes = {"prompt": work.prompt, "threads": work.threads, "wide": work.precision in (None, "float32")}
+            process.prepare(
+                "llmpy.bench.decode_peers:pytorch_reading",
+                warm_up=2,
+                model=work.model,
+                compiled=self.peer.compiled,
+                **sizes,
+            )
+            yield timing.OwnClock(process)
+
+
+def pytorch_reading(model: str, prompt: int, threads: int, wide: bool, compiled: bool) -> Callable[[], float]:
+    """For a worker: the same weights, in bfloat16 unless `wide`; the work returns the seconds a token of the prompt."""
+    import torch
+
+    torch.set_num_threads(threads)
+    loaded = formats.load(model)
+    network = (
+        peers.torch_model(loaded.config).load(loaded.parameters).to(torch.float32 if wide else torch.bfloat16).eval()
+    )
+    del loaded
+    read = network.last_logits
+    if compiled:
+        from torch._inductor import config
+
+        config.freezing = True  # weights that do not change are brought into the order of its products once
+        read = torch.compile(read)
+    ids = Generation(model, None, threads, prompt=prompt).prompt_ids(network.config.vocab_size)
+    tokens = torch.from_numpy(ids).long()[None]
+
+    def reading() -> tuple[float, int]:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            read(tokens).argmax(-1).item()
+        return time.perf_counter() - start, prompt
+
+    return lambda: timing.seconds_each(reading)
+
+
+def rivals(against: str | None, binary: Path | None, python: str | None, torch: list[peers.Peer]) -> list[Rival]:
+    """The peers that --against asks for. Raises UserError where its own flag is missing."""
+    match against:
+        case "llama2c":
+            if binary is None:
+                raise UserError("--against llama2c needs --binary PATH, the `run` that you built of it")
+            return [Llama2c(binary)]
+        case "llamacpp":
+            return [LlamaCpp(python or sys.executable)]
+        case "torch":
+            return [Torch(peer) for peer in torch]
+        case _:
+            return []
