@@ -29,10 +29,17 @@ from llmpy.files import cache_dir, write_atomic
 from llmpy.sentencepiece_files import BOS, EOS, Pieces
 from llmpy.tokenizer_files import END_OF_TEXT, valid_text
 
+NAMES = ("bytes", "gpt2", "llama2")
 SPECS = (
-    "bytes, gpt2, bpe:N or sentencepiece:N (N tokens, trained on the text) or a file (tokenizer.json,"
+    f"{', '.join(NAMES)}, bpe:N or sentencepiece:N (N tokens, trained on the text) or a file (tokenizer.json,"
     " tokenizer.model, tokenizer.bin of llama2.c, gpt2_tokenizer.bin)"
 )
+# Llama 2's, as llama2.c has it in its repository.
+LLAMA2_URL = (
+    "https://raw.githubusercontent.com/karpathy/llama2.c/350e04fe35433e6d2941dce5a1f53308f87058eb/tokenizer.model"
+)
+LLAMA2_SIZE = 499_723
+LLAMA2_SHA256 = "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347"
 # How GPT-2 cuts text before it merges bytes (Radford et al. 2019, encoder.py): contractions, words, numbers, the rest.
 # The possessive ++ and the case of white space at the end, as tiktoken has them, change no match but save backtracking.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -171,6 +178,8 @@ class Tokenizer(ABC):
             return ByteTokenizer()
         if spec == "gpt2":
             return gpt2()
+        if spec == "llama2":
+            return llama2()
         if training.is_trained(spec):
             train = train_sentencepiece if spec.startswith("sentencepiece:") else train_bpe
             return train(texts, training.trained_size(spec))
@@ -339,6 +348,22 @@ def gpt2() -> Tokenizer:
         ) from error
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab)]
     return BytePairTokenizer("gpt2", tokens, encoding.eot_token)
+
+
+def llama2() -> Tokenizer:
+    """Llama 2's 32,000 tokens, from our cache or the network."""
+    from llmpy.download import download
+
+    path = download(
+        LLAMA2_URL,
+        cache_dir() / "llama2_tokenizer.model",
+        size=LLAMA2_SIZE,
+        sha256=LLAMA2_SHA256,
+        description="Llama 2's tokenizer",
+    )
+    tokenizer = Tokenizer.load(path)
+    tokenizer.name = "llama2"
+    return tokenizer
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
