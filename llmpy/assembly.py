@@ -158,6 +158,8 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 def open_data(config: TrainConfig, initial: LoadedModel | None = None) -> TokenData:
     """Shards as they are, text made into shards; in the tokens of `initial`, a model to start from, if there is one."""
     if (files := _shards(config.data, "train")) is not None:
+        if config.val_fraction is not None:
+            raise UserError(f"--val-fraction: {config.data} holds tokens already, and has been split: leave it out")
         data = _of_shards(config, files, initial)
     else:
         data = _of_text(config, initial)
@@ -214,7 +216,7 @@ def _of_text(config: TrainConfig, initial: LoadedModel | None) -> TokenData:
     if spec is None:
         kind = "sentencepiece" if is_llama(config.model) else "bpe"
         spec = f"{kind}:{config.vocab_size or DEFAULT_VOCABULARY}"
-    data = prepare(config.data, spec)
+    data = prepare(config.data, spec, val_fraction=config.val_fraction)
     train, val = shard_files(data.train), shard_files(data.val)
     if config.val_data is not None:
         train, val = train + val, _validation_files(config.val_data, str(data.tokenizer))
@@ -247,8 +249,8 @@ def _shape(config: TrainConfig, data: TokenData, initial: LoadedModel | None) ->
         if V > known or (name != own and V * PADDED + 128 < known):
             own_one = "" if initial.tokenizer_source is None else f", {own}"
             raise UserError(
-                f"the tokenizer {name} has {V} tokens, and {config.init} knows {known}: use the --tokenizer that it was "
-                f"made with{own_one}"
+                f"the tokenizer {name} has {V} tokens, and {config.init} knows {known}: use the --tokenizer that it "
+                f"was made with{own_one}"
             )
         return _as_in_checkpoints(initial.config)
     if config.vocab_size is not None and config.vocab_size < V:

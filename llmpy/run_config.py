@@ -66,6 +66,9 @@ class TrainConfig:
     val_data: str | None = _setting(
         "data", None, "what to validate on (default: a part of the data, held out)", "-j", metavar="DATA"
     )
+    val_fraction: float | None = _setting(
+        "data", None, "how much of a text is held out for validation (default: 0.1, less of more than 50 MB)", high=1
+    )
     tokenizer: str | None = _setting(
         "data",
         None,

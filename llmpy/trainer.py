@@ -32,8 +32,8 @@ from llmpy.run_config import TrainConfig, as_settings, flag, from_settings, merg
 
 SAMPLE_TEMPERATURE = 0.75
 # What a run that goes on must share with the one that stopped: another value would be another run.
-FIXED = ("data", "tokenizer", "model", "init", *SHAPE, "vocab_size", "batch_size", "sequence_length", "batches",
-         "total_batch_tokens", "overfit", "seed", "precision", "stochastic_rounding")  # fmt: skip
+FIXED = ("data", "val_fraction", "tokenizer", "model", "init", *SHAPE, "vocab_size", "batch_size", "sequence_length",
+         "batches", "total_batch_tokens", "overfit", "seed", "precision", "stochastic_rounding")  # fmt: skip
 
 
 @dataclass(frozen=True)
