@@ -108,7 +108,8 @@ class Engine:
         context = np.zeros((S, T), np.int32)  # the tokens whose keys and values are in the cache
         position = min(len(prompt), T)
         context[:, :position] = prompt[-position:]
-        logits = decoder.prefill(context[:1, :position])
+        logits = decoder.prefill(context[0, :position])[None]
+        decoder.copy(0, position, range(1, S))
         running = [True] * S
         newest = np.zeros(S, np.int32)
         window = sampling.repetition_window
@@ -136,13 +137,13 @@ class Engine:
                 return
             if position < T:
                 context[:, position] = newest
-                logits = decoder.decode(newest, position)
+                logits = decoder.decode(newest, np.full(S, position, np.int32), np.arange(S, dtype=np.int32))
                 position += 1
             else:
                 position = max(1, T // 2)
                 context[:, : position - 1] = context[:, T - position + 1 :].copy()
                 context[:, position - 1] = newest
-                logits = decoder.prefill(context[:, :position])
+                logits = np.stack([decoder.prefill(context[i, :position], i).copy() for i in range(S)])
 
     def _take_decoder(self, sequences: int) -> Decoder:
         if self._decoder is None or self._decoder.sequences != sequences:

@@ -19,6 +19,7 @@ from llmpy.errors import UserError
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 HUGE_PAGE = 2 * 1024 * 1024
+TRAINING_ADVICE = "lower --batch-size or --sequence-length, raise --recompute, or choose a smaller model"
 RESERVE = 256 * 2**20  # left to the interpreter, the compiler and the rest of the system
 
 
@@ -60,14 +61,14 @@ class MemoryPlan:
         parts = ", ".join(f"{group} {size / 1e6:,.0f}" for group, size in groups.items())
         return f"memory: {self.bytes / 1e6:,.0f} MB ({parts})"
 
-    def take(self) -> dict[str, np.ndarray]:
-        """All arrays, zeroed. Raises UserError, before anything is taken, where the machine has less memory."""
+    def take(self, advice: str = TRAINING_ADVICE) -> dict[str, np.ndarray]:
+        """All arrays, zeroed. Raises UserError, before anything is taken, where the machine has less memory; `advice`
+        says how to need less."""
         available = available_memory()
         if available is not None and self.bytes > available - RESERVE:
             free = max(0, available - RESERVE)
             raise UserError(
-                f"this needs {self.bytes / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: lower"
-                " --batch-size or --sequence-length, raise --recompute, or choose a smaller model"
+                f"this needs {self.bytes / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: {advice}"
             )
         buffer, start = _map(self.bytes)
         arrays = {}

@@ -63,12 +63,12 @@ hs head size, H hidden channels, V vocabulary, S sequences being decoded.
         any shape; y may be the same array as x or residual; the same key gives the same mask: it is its own backward
 
     attention_forward(y, lse, q, k, v)
-        causal; y, q [B, T, NH, hs]; k, v [B, T, NKV, hs]; lse [B, NH, T]
+        causal; y, q [B, Tq, NH, hs] of the last Tq of T tokens; k, v [B, T, NKV, hs]; lse [B, NH, Tq]
     attention_backward(dq, dk, dv, dy, q, k, v, y, lse)
-        dq, dk, dv may be the same arrays as q, k, v
-    attention_decode(y, q, k_cache, v_cache, positions)
-        y, q [S, NH, hs] of the newest token of S sequences; caches [S, T, NKV, hs];
-        positions int32 [S]: each attends to 0..position
+        of all T tokens; dq, dk, dv may be the same arrays as q, k, v
+    attention_decode(y, q, k_cache, v_cache, positions, slots=None)
+        y, q [S, NH, hs] of the newest token of S sequences; caches [slots, T, NKV, hs];
+        positions int32 [S]: each attends to 0..position of the cache slots int32 [S], None for the first S
 
     classifier_forward(losses, x, w, targets, logits)
         losses [N] of the head w [V, C]; logits [R, V] is scratch for R rows at a time;

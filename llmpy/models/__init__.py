@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.memory import MemoryPlan
+from llmpy.models.decoder import Decoder
 from llmpy.models.gpt2 import GPT2
 from llmpy.models.gpt2_decode import GPT2Decoder
 from llmpy.models.llama import Llama
@@ -15,7 +16,6 @@ from llmpy.models.transformer import Weights
 from llmpy.parameters import Parameters
 
 Model = GPT2 | Llama
-Decoder = GPT2Decoder | LlamaDecoder
 
 
 def new_model(
@@ -40,10 +40,12 @@ def new_decoder(
     backend: str = "cpu",
     sequences: int = 1,
     weights: Weights | None = None,
+    context: int | None = None,
 ) -> Decoder:
     """What generates with these parameters, `sequences` texts at a time; `weights`, a model's, say the precision."""
-    family = LlamaDecoder if isinstance(config, LlamaConfig) else GPT2Decoder
-    return family(config, parameters, backend, sequences, weights)  # type: ignore[arg-type]
+    if isinstance(config, LlamaConfig):
+        return LlamaDecoder(config, parameters, backend, sequences, weights, context)
+    return GPT2Decoder(config, parameters, backend, sequences, weights, context)
 
 
 def plan_training(

@@ -12,6 +12,10 @@ SHAPES = [(1, T, 2, 2, hs) for T in TIMES for hs in HEAD_SIZES] + [  # B, T, NH,
     (2, 130, 5, 5, 33),
     (1, 1025, 1, 1, 64),
 ]
+LATER = [  # B, Tq, T, NH, NKV, hs: queries of the last tokens alone
+    (1, 1, 1, 1, 1, 8), (1, 1, 2, 2, 1, 16), (1, 1, 130, 4, 2, 40), (2, 3, 65, 3, 3, 33), (1, 17, 49, 2, 2, 64),
+    (3, 48, 95, 2, 1, 24), (1, 65, 300, 6, 2, 16), (2, 100, 1027, 1, 1, 48), (1, 299, 300, 2, 2, 128),
+]  # fmt: skip
 FLOOR = 2e-6  # of values around 1: the scores' gradients are differences that cancel, to zero where there is one key
 
 
@@ -27,6 +31,25 @@ def test_forward_agrees_with_the_reference(backend, arrays, B, T, NH, NKV, hs):
     compare(
         backend, "attention_forward", arrays.empty(B, T, NH, hs), arrays.empty(B, NH, T), *arrays.qkv(B, T, NH, NKV, hs)
     )
+
+
+@pytest.mark.parametrize(("B", "Tq", "T", "NH", "NKV", "hs"), LATER)
+def test_queries_of_the_last_tokens_agree_with_the_reference(backend, arrays, B, Tq, T, NH, NKV, hs):
+    q, caches = arrays.qkv(B, Tq, NH, NKV, hs)[0], [arrays.normal(B, T + 9, NKV, hs)[:, :T] for _ in range(2)]
+    compare(backend, "attention_forward", arrays.empty(B, Tq, NH, hs), arrays.empty(B, NH, Tq), q, *caches)
+
+
+def test_a_text_read_in_parts_is_the_text_read_at_once_bit_for_bit(backend, arrays):
+    q, k, v = arrays.qkv(1, 301, 4, 2, 40)
+    y, lse = forward(backend, arrays, q, k, v)
+    for start, end in ((0, 7), (7, 120), (120, 121), (121, 301)):
+        part, part_lse = arrays.empty(1, end - start, 4, 40), arrays.empty(1, 4, end - start)
+        backend.attention_forward(part, part_lse, q[:, start:end], k[:, :end], v[:, :end])
+        if backend is reference:  # NumPy adds up in another order where there are other shapes
+            assert_agree(part, y[:, start:end].astype(float))
+        else:
+            np.testing.assert_array_equal(part, y[:, start:end])
+            np.testing.assert_array_equal(part_lse, lse[:, :, start:end])
 
 
 @pytest.mark.parametrize(("B", "T", "NH", "NKV", "hs"), SHAPES)
@@ -55,6 +78,14 @@ def test_decoding_agrees_with_the_reference(backend, arrays, S, T, NH, NKV, hs):
     for s in range(S):  # what lies beyond a position must not be looked at
         keys[s, positions[s] + 1 :], values[s, positions[s] + 1 :] = 1e30, 1e30
     compare(backend, "attention_decode", arrays.empty(S, NH, hs), q, keys, values, positions)
+
+
+def test_sequences_are_decoded_from_the_caches_that_they_are_in(backend, arrays):
+    q, keys, values = arrays.normal(3, 4, 24), arrays.normal(5, 70, 2, 24), arrays.normal(5, 70, 2, 24)
+    positions, slots = np.array([69, 3, 40], np.int32), np.array([4, 1, 2], np.int32)
+    for slot in (0, 3):
+        keys[slot], values[slot] = 1e30, 1e30
+    compare(backend, "attention_decode", arrays.empty(3, 4, 24), q, keys, values, positions, slots)
 
 
 def test_decoding_is_the_last_row_of_the_whole(backend, arrays):

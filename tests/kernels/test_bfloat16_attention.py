@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.kernels.numerics import NARROW, Arrays, assert_agree, compare
+from tests.kernels.test_attention import LATER
 from tests.kernels.test_attention import SHAPES as ALL_SHAPES
 
 # Single numbers, and every head size at a length beyond two panels; grouped queries; other lengths
@@ -38,6 +39,21 @@ def test_backward(narrow, halves, B, T, NH, NKV, hs, in_place):
         narrow, "attention_backward", *gradients, halves.acts(B, T, NH, hs), q, k, v, y, lse, narrow=2 * NARROW,
         floor=FLOOR,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("B", "Tq", "T", "NH", "NKV", "hs"), LATER)
+def test_queries_of_the_last_tokens(narrow, halves, B, Tq, T, NH, NKV, hs):
+    q, caches = halves.qkv(B, Tq, NH, NKV, hs)[0], [halves.acts(B, T + 9, NKV, hs)[:, :T] for _ in range(2)]
+    compare(narrow, "attention_forward", halves.empty_acts(B, Tq, NH, hs), halves.empty(B, NH, Tq), q, *caches)
+
+
+def test_a_text_read_in_parts_is_the_text_read_at_once_bit_for_bit(narrow, halves):
+    q, k, v = halves.qkv(1, 301, 4, 2, 40)
+    y, _ = forward(narrow, halves, q, k, v)
+    for start, end in ((0, 7), (7, 120), (120, 121), (121, 301)):
+        part, lse = halves.empty_acts(1, end - start, 4, 40), halves.empty(1, 4, end - start)
+        narrow.attention_forward(part, lse, q[:, start:end], k[:, :end], v[:, :end])
+        np.testing.assert_array_equal(part, y[:, start:end])
 
 
 @pytest.mark.parametrize(

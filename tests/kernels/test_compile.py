@@ -33,8 +33,10 @@ def learn_and_generate(model):
     model.loss_and_gradients(tokens, tokens)
     optimizer.update(1, 1e-3, clip_scale(optimizer.gradient_norm(), 1.0))
     decoder = new_decoder(model.config, model.parameters, "cpu", 2, model.weights)
-    decoder.prefill(tokens)
-    decoder.decode(tokens[:, 0], 20)
+    decoder.prefill(tokens[0])
+    decoder.decode(tokens[:, 0], np.array([20, 0], np.int32), np.array([0, 1], np.int32))
+    if decoder.can_shift:
+        decoder.shift(0, 1, 5)
 
 
 llama = LlamaConfig(vocab_size=61, context=24, layers=1, heads=4, kv_heads=2, channels=16, qkv_bias=True)

@@ -10,6 +10,7 @@ from llmpy.models.gpt2 import GPT2
 from llmpy.models.gpt2_decode import GPT2Decoder
 from llmpy.optimizer import AdamW
 from tests.kernels.numerics import relative_error
+from tests.models.decoding import check_decoding
 
 CONFIG = GPT2Config(vocab_size=301, context=40, layers=3, heads=4, channels=48)
 B, T = 4, 33
@@ -158,12 +159,7 @@ def test_steps_repeat_bit_for_bit_at_any_number_of_threads(batch):
 def test_decoding_gives_the_logits_of_the_whole(backend, batch):
     model = make(backend)
     whole = model.logits(batch[0]).astype(float)
-    decoder = GPT2Decoder(CONFIG, model.parameters, backend, B)
-    assert relative_error(decoder.prefill(batch[0][:, :20]), whole[:, 19]) < TOLERANCE
-    for position in range(20, T):
-        logits = decoder.decode(batch[0][:, position], position)
-        assert relative_error(logits, whole[:, position]) < TOLERANCE
-    assert relative_error(decoder.prefill(batch[0][:, :1]), whole[:, 0]) < TOLERANCE  # and anew
+    check_decoding(GPT2Decoder(CONFIG, model.parameters, backend, 1), batch[0][0], whole[0])
 
 
 def test_a_shorter_sequence_uses_the_first_positions(backend, batch):

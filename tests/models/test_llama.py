@@ -12,6 +12,7 @@ from llmpy.models.llama import Llama
 from llmpy.models.llama_decode import LlamaDecoder
 from llmpy.optimizer import AdamW
 from tests.kernels.numerics import relative_error
+from tests.models.decoding import check_decoding
 from tests.models.foreign_llama import Foreign
 
 BASE = LlamaConfig(301, 40, layers=3, heads=6, kv_heads=2, channels=48, hidden=88, rope_theta=500.0)
@@ -159,32 +160,15 @@ def test_bfloat16_is_near_float32(batch):
     again = make("cpu", config=VARIANTS["own head"], precision="bfloat16", recompute=2)
     again.loss_and_gradients(*batch)
     np.testing.assert_array_equal(again.gradients.flat, rounded.gradients.flat)
-    decoder = LlamaDecoder(exact.config, exact.parameters, "cpu", B, rounded.weights)
-    whole = exact.logits(batch[0]).astype(float)
-    assert relative_error(decoder.prefill(batch[0][:, :20]), whole[:, 19]) < 0.03
-    assert relative_error(decoder.decode(batch[0][:, 20], 20), whole[:, 20]) < 0.03
+    decoder = LlamaDecoder(exact.config, exact.parameters, "cpu", 1, rounded.weights)
+    check_decoding(decoder, batch[0][0], exact.logits(batch[0]).astype(float)[0], 0.03)
 
 
 @pytest.mark.parametrize("config", [BASE, VARIANTS["biases"], VARIANTS["own head"]])
 def test_decoding_gives_the_logits_of_the_whole(backend, batch, config):
     model = make(backend, config=config)
     whole = model.logits(batch[0]).astype(float)
-    decoder = LlamaDecoder(config, model.parameters, backend, B)
-    assert relative_error(decoder.prefill(batch[0][:, :20]), whole[:, 19]) < TOLERANCE
-    for position in range(20, T):
-        logits = decoder.decode(batch[0][:, position], position)
-        assert relative_error(logits, whole[:, position]) < TOLERANCE
-    assert relative_error(decoder.prefill(batch[0][:1, :1]), whole[:1, 0]) < TOLERANCE  # and anew
-
-
-def test_every_sequence_is_decoded_at_its_own_position(backend, batch):
-    model = make(backend)
-    whole = model.logits(batch[0]).astype(float)
-    decoder = LlamaDecoder(BASE, model.parameters, backend, B)
-    decoder.prefill(batch[0][:, :25])
-    for positions in (np.array([4, 25, 11, 0]), np.array([5, 26, 12, 1])):
-        logits = decoder.decode(batch[0][np.arange(B), positions], positions)
-        assert relative_error(logits, whole[np.arange(B), positions]) < TOLERANCE
+    check_decoding(LlamaDecoder(config, model.parameters, backend, 1), batch[0][0], whole[0])
 
 
 def test_a_shorter_sequence_uses_the_first_positions(backend, batch):
@@ -193,12 +177,6 @@ def test_a_shorter_sequence_uses_the_first_positions(backend, batch):
     padded = np.zeros((1, BASE.context), np.int32)
     padded[0, :T] = batch[0][0]
     assert relative_error(model.logits(padded)[0, :T], make(backend).logits(batch[0])[0].astype(float)) < TOLERANCE
-
-
-def test_the_cache_of_a_long_context_is_cut():
-    config = replace(BASE, context=131072)
-    decoder = LlamaDecoder(config, make("reference", None, config=config).parameters, "reference")
-    assert decoder.config == replace(BASE, context=4096)
 
 
 def test_what_does_not_fit_is_said():

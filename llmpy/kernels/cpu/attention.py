@@ -31,13 +31,16 @@ transpose = make_transpose(SQUARE, Source.FLOATS)
 
 
 def attention_forward(y, lse, q, k, v):
-    """q [B, T, NH, hs], k and v [B, T, NKV, hs] -> y [B, T, NH, hs], and lse [B, NH, T] for the backward pass."""
-    B, T, NH, hs = q.shape
+    """q [B, Tq, NH, hs], k and v [B, T, NKV, hs] -> y [B, Tq, NH, hs], and lse [B, NH, Tq] for the backward pass.
+
+    The queries are those of the last Tq of T tokens.
+    """
+    (B, T, NH, hs), earlier = q.shape, k.shape[1] - q.shape[1]
     P, threads = _products(q), get_num_threads()
     panels = -(-T // P.NR)
     parts = min(panels, -(-4 * threads // (B * NH)))  # of a head's queries, where there are fewer heads than threads
-    rows = _rows(P, hs)
-    size = 2 * panels * P.NR * rows + rows * P.NR + 2 * _keys(P) * P.NR + 2 * rows * P.NR + 2 * P.NR
+    rows, key_rows = _rows(P, hs), -(-(earlier + panels * P.NR) // P.NR) * P.NR
+    size = 2 * key_rows * rows + rows * P.NR + 2 * _keys(P) * P.NR + 2 * rows * P.NR + 2 * P.NR
     space, count = scratch("attention", threads, size), scratch("attention count", 8, dtype=np.int64)
     run = _attention_forward_float32 if P is FLOAT32 else _attention_forward_bfloat16
     run(y.reshape(B, T, NH * hs), lse, q, k, v, space, count, threads, parts)
@@ -152,12 +155,13 @@ def _make_forward(P: Products) -> Any:
     @helper
     def forward_tasks(y, lse, q, k, v, space, counter, parts):
         """One thread's share. A task is a head and a part of its queries."""
-        B, T, NH, hs = q.shape
+        (B, T, NH, hs), T_keys = q.shape, k.shape[1]
+        earlier = T_keys - T  # the keys before the first query's own
         group, wide = NH // k.shape[2], q.itemsize == 4
         rows, panels = (hs + multiple - 1) // multiple * multiple, (T + NR - 1) // NR
         used, deep = (hs + MR - 1) // MR * MR, (hs + step - 1) // step * step
         scale = np.float32(1 / np.sqrt(hs))
-        size = panels * NR * rows
+        size = (earlier + panels * NR + NR - 1) // NR * NR * rows
         k_panels, v_panels, q_panel = space.ctypes.data, space[size:].ctypes.data, space[2 * size :].ctypes.data
         start = 2 * size + rows * NR
         scores, numerators = space[start : start + KEYS * NR], space[start + KEYS * NR :].ctypes.data
@@ -173,21 +177,22 @@ def _make_forward(P: Products) -> Any:
                 break
             part, b, h = task % parts, task // parts // NH, task // parts % NH
             first, last = panels * part // parts, panels * (part + 1) // parts
-            keys_end, stride = last * NR, k.strides[1] // k.itemsize
-            pack_rows(k_panels, _at(k, b, 0, h // group), stride, keys_end, T, hs, deep, wide)
-            pack_columns(v_panels, _at(v, b, 0, h // group), v.strides[1] // v.itemsize, keys_end, T, hs, wide)
+            keys_end, stride = (earlier + last * NR + NR - 1) // NR * NR, k.strides[1] // k.itemsize
+            pack_rows(k_panels, _at(k, b, 0, h // group), stride, keys_end, T_keys, hs, deep, wide)
+            pack_columns(v_panels, _at(v, b, 0, h // group), v.strides[1] // v.itemsize, keys_end, T_keys, hs, wide)
             for panel in range(first, last):
                 t0 = panel * NR
                 pack_b(q_panel, _at(q, b, t0, h), q.strides[1] // q.itemsize, min(NR, T - t0), hs, True, wide)
                 top[:] = LOWEST
                 total[:] = 0
                 output[:] = 0
-                for key in range(0, t0 + NR, KEYS):
-                    keys = min(KEYS, t0 + NR - key)
+                panel_end = (earlier + t0 + NR + NR - 1) // NR * NR  # whole panels; later keys are masked
+                for key in range(0, panel_end, KEYS):
+                    keys = min(KEYS, panel_end - key)
                     for i in range(0, keys, MR):
                         target = scores.ctypes.data + i * NR * 4
                         tile(deep, k_panels + (key + i) * deep * item, q_panel, target, NR, STORE)
-                    _softmax_block(scores, NR, keys, key, t0, top, total, output, used, scale)
+                    _softmax_block(scores, NR, keys, key, earlier + t0, top, total, output, used, scale)
                     if not as_they_lie:
                         pack_b(numerators, scores.ctypes.data, NR, NR, keys, False, True)
                     p = scores.ctypes.data if as_they_lie else numerators

@@ -13,27 +13,28 @@ from llmpy.kernels.cpu.workspace import scratch
 LOWEST = np.float32(-3e38)
 
 
-def attention_decode(y, q, k_cache, v_cache, positions):
-    """q [S, NH, hs] of the newest tokens, caches [S, T, NKV, hs], positions [S] -> y [S, NH, hs] over keys
-    0..position."""
+def attention_decode(y, q, k_cache, v_cache, positions, slots=None):
+    """q [S, NH, hs] of the newest tokens, caches [slots, T, NKV, hs], positions int32 [S] -> y [S, NH, hs] over keys
+    0..position of the caches slots int32 [S]; None: of the first S."""
     S, NH, hs = q.shape
+    slots = np.arange(S, dtype=np.int32) if slots is None else slots
     scores, outputs = scratch("attention scores", S * NH, k_cache.shape[1]), scratch("attention outputs", S * NH, hs)
-    _attention_decode(y, q, k_cache, v_cache, positions, scores, outputs)
+    _attention_decode(y, q, k_cache, v_cache, positions, slots, scores, outputs)
 
 
-@kernel(acts3, acts3, acts4, acts4, i32[::1], matrix, matrix)
-def _attention_decode(y, q, k_cache, v_cache, positions, scores, outputs):
+@kernel(acts3, acts3, acts4, acts4, i32[::1], i32[::1], matrix, matrix)
+def _attention_decode(y, q, k_cache, v_cache, positions, slots, scores, outputs):
     S, NH, hs = q.shape
     group = NH // k_cache.shape[2]
     scale = np.float32(1 / np.sqrt(hs))
     for task in prange(S * NH):
         s, h = task // NH, task % NH
-        keys = positions[s] + 1
+        keys, slot = positions[s] + 1, slots[s]
         top = LOWEST
         for t in range(keys):
             score = np.float32(0)
             for c in range(hs):
-                score += widen(q[s, h, c]) * widen(k_cache[s, t, h // group, c])
+                score += widen(q[s, h, c]) * widen(k_cache[slot, t, h // group, c])
             scores[task, t] = score * scale
             top = max(top, scores[task, t])
         total = np.float32(0)
@@ -45,6 +46,6 @@ def _attention_decode(y, q, k_cache, v_cache, positions, scores, outputs):
         for t in range(keys):
             weight = scores[task, t] / total
             for c in range(hs):
-                output[c] += weight * widen(v_cache[s, t, h // group, c])
+                output[c] += weight * widen(v_cache[slot, t, h // group, c])
         for c in range(hs):
             y[s, h, c] = narrow_like(y, output[c])

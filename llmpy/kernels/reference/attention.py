@@ -14,13 +14,17 @@ def _by_head(x, heads):
 
 
 def _scores(q, k):
-    """q, k [B, NH, T, hs] -> q k^T / sqrt(hs) [B, NH, T, T], minus infinity above the diagonal."""
-    T, hs = q.shape[2:]
-    return np.where(np.tri(T, dtype=bool), q @ k.transpose(0, 1, 3, 2) / np.sqrt(hs).astype(q.dtype), -np.inf)
+    """q [B, NH, Tq, hs], k [B, NH, T, hs] -> q k^T / sqrt(hs) [B, NH, Tq, T], minus infinity where a key is later."""
+    (Tq, hs), T = q.shape[2:], k.shape[2]
+    scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(hs).astype(q.dtype)
+    return np.where(np.tri(Tq, T, T - Tq, dtype=bool), scores, -np.inf)
 
 
 def attention_forward(y, lse, q, k, v):
-    """q [B, T, NH, hs], k and v [B, T, NKV, hs] -> y [B, T, NH, hs], and lse [B, NH, T] for the backward pass."""
+    """q [B, Tq, NH, hs], k and v [B, T, NKV, hs] -> y [B, Tq, NH, hs], and lse [B, NH, Tq] for the backward pass.
+
+    The queries are those of the last Tq of T tokens.
+    """
     NH = q.shape[2]
     scores = _scores(_by_head(q, NH), _by_head(k, NH))
     top = scores.max(-1)
@@ -46,13 +50,15 @@ def attention_backward(dq, dk, dv, dy, q, k, v, y, lse):
     dk[:], dv[:] = new_dk, new_dv
 
 
-def attention_decode(y, q, k_cache, v_cache, positions):
-    """q [S, NH, hs] of the newest tokens, caches [S, T, NKV, hs], positions [S] -> y [S, NH, hs] over keys
-    0..position."""
+def attention_decode(y, q, k_cache, v_cache, positions, slots=None):
+    """q [S, NH, hs] of the newest tokens, caches [slots, T, NKV, hs], positions int32 [S] -> y [S, NH, hs] over keys
+    0..position of the caches slots int32 [S]; None: of the first S."""
     S, NH, hs = q.shape
+    slots = range(S) if slots is None else slots
     group = NH // k_cache.shape[2]
     for s in range(S):
-        keys, values = (np.repeat(c[s, : positions[s] + 1], group, axis=1) for c in (k_cache, v_cache))  # [t, NH, hs]
+        seen = slots[s], slice(positions[s] + 1)
+        keys, values = (np.repeat(cache[seen], group, axis=1) for cache in (k_cache, v_cache))  # [t, NH, hs]
         scores = np.einsum("hd,thd->ht", q[s], keys) / np.sqrt(hs).astype(q.dtype)
         att = np.exp(scores - scores.max(-1, keepdims=True))
         y[s] = np.einsum("ht,thd->hd", att / att.sum(-1, keepdims=True), values)
