@@ -24,6 +24,8 @@ _PUBLIC = {
     "TrainConfig": "llmpy.run_config",
     "Trainer": "llmpy.trainer",
     "Engine": "llmpy.engine",
+    "History": "llmpy.slots",
+    "Sampling": "llmpy.sampling",
     "Tokenizer": "llmpy.tokenizers",
     "UserError": "llmpy.errors",
 }

@@ -13,6 +13,7 @@ from llmpy.chat_templates import ChatTemplate, Message
 from llmpy.engine import Engine
 from llmpy.errors import UserError
 from llmpy.files import write_text_atomic
+from llmpy.slots import History
 from llmpy.streaming import TextStream, text_pieces
 from llmpy.tokenizers import StreamDecoder
 
@@ -22,7 +23,8 @@ ROOM = 4  # one part in so many of the context is kept for the answer
 class Conversation:
     """Holds the messages. `forgotten` counts those that the context had no room for any more; the system's text stays.
 
-    `max_tokens` bounds an answer (None: by the context alone); `options` are those of `Engine.generate`. Every answer
+    `max_tokens` bounds an answer (None: by the context; with it, an answer may go on beyond that as the engine's
+    `overflow` says); `options` are those of `Engine.generate`. Every answer
     draws with a seed of its own, counted on from `seed`.
     """
 
@@ -40,6 +42,7 @@ class Conversation:
         self.max_tokens, self.seed, self.stop_strings, self.options = max_tokens, seed, stop_strings, options
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
         self._turns: list[Message] = []
+        self._history = History()
         self.forgotten = 0
 
     @property
@@ -49,7 +52,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Begin anew, with the system's text."""
-        self._turns, self.forgotten = [], 0
+        self._turns, self.forgotten, self._history = [], 0, History()
 
     def answer(self, text: str) -> Generator[str, None, None]:
         """The model's answer to a message, in pieces as they are made.
@@ -62,9 +65,10 @@ class Conversation:
         room = self.engine.context - len(ids)
         steps = self.engine.generate(
             ids,
-            room if self.max_tokens is None else min(self.max_tokens, room),
+            room if self.max_tokens is None else self.max_tokens,
             seed=self.seed,
             stop_ids=self.template.stop_ids,
+            history=self._history,  # what was said before is not read again
             **self.options,
         )
         self.seed += 1

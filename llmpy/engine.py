@@ -5,19 +5,20 @@ The engine knows nothing about text but for `stream`, which puts a tokenizer on 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from llmpy import kernels
-from llmpy.config import ModelConfig
+from llmpy.batching import Batch, checked_prompt, overflow_of
+from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.errors import UserError
-from llmpy.models import Decoder, new_decoder
+from llmpy.models import new_decoder
+from llmpy.models.decoder import decoder_context
 from llmpy.parameters import Parameters
-from llmpy.rng import Xorshift
-from llmpy.sampling import Sampling, log_probability, sample
+from llmpy.sampling import Sampling
+from llmpy.slots import History
 from llmpy.streaming import TextStream, text_pieces
 from llmpy.tokenizers import StreamDecoder, Tokenizer
 from llmpy.weights import BFloat16Weights
@@ -35,7 +36,8 @@ class Model(Protocol):
 class Engine:
     """Generates with the current parameters of a model. The cache is taken at the first call and kept.
 
-    `precision` is bfloat16 or float32; a model in training has its own.
+    `precision` is bfloat16 or float32; a model in training has its own. `context` is how many tokens can be looked back
+    at (None: what `decoder_context` says), and `overflow` what happens to a text beyond them: see Batch.
     """
 
     def __init__(
@@ -44,18 +46,26 @@ class Engine:
         backend: str = "cpu",
         tokenizer: Tokenizer | None = None,
         precision: str = "float32",
+        context: int | None = None,
+        overflow: str | None = None,
     ) -> None:
         self.model, self.backend = model, backend
+        self.context = decoder_context(model.config, context)
+        self.overflow = overflow_of(isinstance(model.config, LlamaConfig), overflow)
         self.weights = getattr(model, "weights", None)
         if self.weights is None and precision == "bfloat16":
             self.weights = BFloat16Weights.of(kernels.load(backend), model.parameters)
         self.tokenizer: Tokenizer | None = tokenizer or getattr(model, "tokenizer", None)
-        self._decoder: Decoder | None = None
+        self._batch: Batch | None = None
 
-    @property
-    def context(self) -> int:
-        """How many tokens can be looked back at: what the model was trained for, or what there is memory for."""
-        return (self._decoder or self._take_decoder(1)).config.context
+    def batch(self, slots: int = 8) -> Batch:
+        """What continues up to `slots` texts side by side, in memory of its own, and has others wait: for a server, or
+        for many who converse. Raises UserError where there is not the memory."""
+        if slots < 1:
+            raise UserError(f"a batch has 1 slot or more, not {slots}")
+        model = self.model
+        decoder = new_decoder(model.config, model.parameters, self.backend, slots, self.weights, self.context)
+        return Batch(decoder, self.tokenizer.vocab_size if self.tokenizer else None, self.overflow)
 
     def generate(
         self,
@@ -72,85 +82,67 @@ class Engine:
         repetition_penalty: float = 1.0,
         repetition_window: int = 64,
         logprobs: list[list[float | None]] | None = None,
+        history: History | None = None,
     ) -> Iterator[list[int | None]]:
         """Continue the prompt: for every step one id a sample, None for a sample that has stopped; ends when all have.
 
-        Sample i draws with seed + i, so that it is the one that the seed alone would give. Where the context is full,
-        its last half is kept and read again. A list `logprobs` gets, step by step, the natural logarithms of the
-        probabilities that the model itself gave the ids, before temperature, penalty and all that leaves tokens out.
-        `llmpy.sampling.Sampling` says what the other settings do. Raises UserError at once for what cannot be done.
+        Sample i draws with seed + i, so that it is the one that the seed alone would give. A list `logprobs` gets, step
+        by step, the natural logarithms of the probabilities that the model itself gave the ids, before temperature,
+        penalty and all that leaves tokens out. `llmpy.sampling.Sampling` says what the other settings do.
+
+        A `history` becomes the prompt with its continuation, of one sample; the next call with it does not read again
+        what both begin with, and the parameters must be the same then. Raises UserError at once for what cannot be
+        done.
         """
-        prompt = np.asarray(prompt, np.int64)
-        V = self.model.config.vocab_size
-        if prompt.ndim != 1 or not len(prompt):
-            raise UserError("the prompt has no tokens: begin with the token that ends a text")
-        if prompt.min() < 0 or prompt.max() >= V:
-            wrong = next(int(token) for token in prompt if not 0 <= token < V)
-            raise UserError(f"the prompt has token {wrong}, the model a vocabulary of {V}: is it the right tokenizer?")
+        prompt = np.array(checked_prompt(prompt, self.model.config.vocab_size))
         if num_samples < 1 or max_tokens < 0:
             raise UserError(f"cannot make {num_samples} samples of {max_tokens} tokens")
+        if history is not None and num_samples > 1:
+            raise UserError(f"a history goes on in one way, not in {num_samples}")
         sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty, repetition_window)
-        randoms = [Xorshift(seed + i) for i in range(num_samples)]
-        return self._generate(prompt.astype(np.int32), max_tokens, sampling, randoms, frozenset(stop_ids), logprobs)
+        seeds = range(seed, seed + num_samples)
+        return self._generate(prompt, max_tokens, sampling, seeds, frozenset(stop_ids), logprobs, history)
 
     def _generate(
         self,
         prompt: np.ndarray,
         max_tokens: int,
         sampling: Sampling,
-        randoms: list[Xorshift],
+        seeds: range,
         stop_ids: frozenset[int],
         logprobs: list[list[float | None]] | None,
+        history: History | None,
     ) -> Iterator[list[int | None]]:
-        decoder, S = self._take_decoder(len(randoms)), len(randoms)
-        T = decoder.config.context  # the model's, or what there is memory for
-        V = min(self.model.config.vocab_size, self.tokenizer.vocab_size if self.tokenizer else 2**31)
-        context = np.zeros((S, T), np.int32)  # the tokens whose keys and values are in the cache
-        position = min(len(prompt), T)
-        context[:, :position] = prompt[-position:]
-        logits = decoder.prefill(context[0, :position])[None]
-        decoder.copy(0, position, range(1, S))
-        running = [True] * S
-        newest = np.zeros(S, np.int32)
-        window = sampling.repetition_window
-        recent = [deque(prompt[-window:].tolist(), maxlen=window) for _ in range(S)]
-        for step in range(max_tokens):
-            ids: list[int | None] = [None] * S
-            for i in range(S):
-                if running[i]:
-                    newest[i] = token = sample(logits[i % len(logits), :V], sampling, randoms[i], recent[i])
-                    recent[i].append(token)
-                    running[i] = token not in stop_ids
-                    ids[i] = token if running[i] else None
-            if not any(running):
-                return
-            if logprobs is not None:
-                rows = (logits[i % len(logits), :V] for i in range(S))
-                logprobs.append(
-                    [
-                        None if token is None else log_probability(row, token)
-                        for token, row in zip(ids, rows, strict=True)
-                    ]
-                )
-            yield ids
-            if step == max_tokens - 1:
-                return
-            if position < T:
-                context[:, position] = newest
-                logits = decoder.decode(newest, np.full(S, position, np.int32), np.arange(S, dtype=np.int32))
-                position += 1
-            else:
-                position = max(1, T // 2)
-                context[:, : position - 1] = context[:, T - position + 1 :].copy()
-                context[:, position - 1] = newest
-                logits = np.stack([decoder.prefill(context[i, :position], i).copy() for i in range(S)])
+        batch, asked = self._take_batch(len(seeds)), logprobs is not None
+        requests = [
+            batch.submit(prompt, sampling, seed, max_tokens, stop_ids, logprobs=asked, history=history)
+            for seed in seeds
+        ]
+        try:
+            for step in range(max_tokens):
+                while any(request.ended is None and len(request.tokens) == step for request in requests):
+                    batch.step()
+                ids = [request.tokens[step] if step < len(request.tokens) else None for request in requests]
+                if all(token is None for token in ids):
+                    return
+                if logprobs is not None:
+                    logprobs.append(
+                        [r.logprobs[step] if r.logprobs and step < len(r.logprobs) else None for r in requests]
+                    )
+                yield ids
+        finally:
+            for request in requests:
+                batch.cancel(request)
 
-    def _take_decoder(self, sequences: int) -> Decoder:
-        if self._decoder is None or self._decoder.sequences != sequences:
-            self._decoder = None  # its memory goes before the next is taken
-            model = self.model
-            self._decoder = new_decoder(model.config, model.parameters, self.backend, sequences, self.weights)
-        return self._decoder
+    def _take_batch(self, samples: int) -> Batch:
+        """The engine's own, with nothing in it that the model might not say any more: it may be in training."""
+        if self._batch is not None:
+            self._batch.forget()
+            if self._batch.idle and self._batch.decoder.sequences < samples:
+                self._batch = None  # its memory goes before the next is taken
+        if self._batch is None:
+            self._batch = self.batch(samples)
+        return self._batch
 
     def stream(
         self,

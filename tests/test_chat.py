@@ -46,6 +46,36 @@ def test_the_model_is_told_all_that_was_said(begin):
     assert conversation.template.tokenizer.decode(ids[0] for ids in again) == answers[1]
 
 
+def test_what_was_said_is_not_read_again(begin):
+    conversation = begin(context=400, system="Be kind.", max_tokens=9)
+    say(conversation, "Hi")
+    decoder, read = conversation.engine._batch.decoder, []
+    prefill = decoder.prefill
+
+    def recorded(tokens, slot, start):
+        read.append((start, len(tokens)))
+        return prefill(tokens, slot, start)
+
+    decoder.prefill = recorded
+    for text in ("More", "And more"):
+        before = len(conversation._history.tokens)
+        say(conversation, text)
+        prompt = conversation.template.encode(conversation.messages[:-1])
+        assert read[-1] == (before - 1, len(prompt) - before + 1)  # the last token that was made, and what is new
+    conversation.reset()
+    say(conversation, "Hi")
+    assert read[-1][0] == 16  # what every conversation with this system text begins with
+
+
+def test_an_answer_that_is_given_room_goes_on_past_the_context(begin):
+    conversation = begin(context=100, max_tokens=150)
+    assert len(say(conversation, "Hi")) == 150
+    with pytest.raises(UserError, match="too long"):
+        say(conversation, "x" * 100)
+    assert len(say(conversation, "Hi")) == 150
+    assert conversation.forgotten == 2
+
+
 def test_a_seed_repeats_a_conversation(begin):
     talks = []
     for seed in (1, 1, 2):

@@ -125,7 +125,7 @@ def test_a_sample_that_has_stopped_has_no_log_probability(model):
 def test_only_as_many_steps_as_tokens_are_computed(model, monkeypatch):
     engine = Engine(model, "reference")
     assert list(engine.generate([1], 0)) == []
-    decoder = engine._take_decoder(1)
+    decoder = engine._take_batch(1).decoder
     monkeypatch.setattr(decoder, "decode", None)
     assert len(list(engine.generate([1, 2], 1))) == 1
 
@@ -134,10 +134,10 @@ def test_memory_is_taken_once(model):
     engine = Engine(model, "reference")
     for _ in engine.generate([1], 3):
         pass
-    decoder = engine._decoder
+    batch = engine._batch
     for _ in engine.generate([1, 2, 3], 30):
         pass
-    assert engine._decoder is decoder
+    assert engine._batch is batch
 
 
 def test_parameters_that_change_are_used_as_they_are(model):

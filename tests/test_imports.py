@@ -15,6 +15,7 @@ LAYERS = (
     ("llmpy.cli",),
     (
         "llmpy.assembly",
+        "llmpy.batching",
         "llmpy.bench",
         "llmpy.chat",
         "llmpy.chat_templates",
@@ -22,6 +23,7 @@ LAYERS = (
         "llmpy.evals",
         "llmpy.monitor",
         "llmpy.planner",
+        "llmpy.slots",
         "llmpy.trainer",
         "llmpy.web",
     ),

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from llmpy.errors import UserError
 from llmpy.rng import Xorshift
-from llmpy.sampling import Sampling, log_probability, sample
+from llmpy.sampling import RecentTokens, Sampling, _first_beyond, log_probability, sample
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.3, 0.15], np.float32))
 
@@ -179,3 +179,41 @@ def test_the_repetition_penalty_is_transformers():
 
 def test_log_probabilities_are_those_of_the_distribution():
     np.testing.assert_allclose([log_probability(LOGITS + 7, i) for i in range(5)], LOGITS, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [1, 3, 100])
+def test_recent_tokens_are_the_different_ones_of_the_window(window):
+    tokens = np.random.default_rng(0).integers(0, 5, 60).tolist()
+    recent = RecentTokens(window, tokens[:2])
+    for end in range(2, 60):
+        assert sorted(recent) == sorted(set(tokens[max(0, end - window) : end]))
+        assert len(recent) == len(set(recent))
+        assert (tokens[end] in recent) == (tokens[end] in tokens[max(0, end - window) : end])
+        recent.add(tokens[end])
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 8.0])
+def test_draws_from_a_large_vocabulary_are_those_of_the_plain_formula(spread):
+    """Sorted whole and summed up one by one, in float64; where many are equal the first come first."""
+    logits = np.random.default_rng(1).normal(0, spread, 5003).astype(np.float32)
+    logits[::7] = np.round(logits[::7])
+    weights = np.exp(logits - logits.max())
+    for p, min_p in ((1.0, 0.0), (0.9, 0.0), (0.5, 0.1), (0.0, 0.02)):
+        order = np.argsort(-weights, kind="stable") if 0 < p < 1 else np.arange(5003)
+        if 0 < p < 1:
+            sums = np.cumsum(weights[order], dtype=np.float64)
+            order = order[: np.searchsorted(sums, p * sums[-1], side="right") + 1]
+        order = order[weights[order] >= min_p]
+        sums = np.cumsum(weights[order], dtype=np.float64)
+        ours, theirs = Xorshift(5), Xorshift(5)
+        for _ in range(50):
+            expected = order[np.searchsorted(sums, theirs.uniform() * sums[-1], side="right")]
+            assert sample(logits, Sampling(1.0, 0, p, min_p), ours) == expected
+
+
+@pytest.mark.parametrize(("size", "last"), [(3, 1), (256, 200), (257, 256), (700, 600), (700, 255), (512, 511)])
+def test_a_share_beyond_all_is_the_last_that_has_any_weight(size, last):
+    """Sums that are rounded differently may leave a draw of almost 1 beyond the end."""
+    weights = np.zeros(size, np.float32)
+    weights[last] = 0.1
+    assert _first_beyond(weights, 1.0) == last

@@ -52,6 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int | None, steps_help
     parser.add_argument(
         "--repetition-window", metavar="N", type=int, default=64, help="how many tokens it looks back (default 64)"
     )
+    parser.add_argument(
+        "--context",
+        metavar="N",
+        type=int,
+        help="tokens to look back at, and to take memory for (default: what the model can, up to 4096)",
+    )
+    parser.add_argument(
+        "--overflow",
+        choices=["roll", "reread", "stop"],
+        help="past the context: roll forgets the older half but for the first 4 tokens, and goes on; reread begins anew"
+        " with the last half; stop ends the text (default: roll, and reread for GPT-2, which cannot roll)",
+    )
     parser.add_argument("-s", "--seed", metavar="N", type=int, help="repeats a text (default: another one each time)")
     parser.add_argument(
         "--stop", metavar="TEXT", action="append", default=[], help="end before this text; may be given several times"
@@ -86,7 +98,7 @@ def start(args: argparse.Namespace) -> tuple[LoadedModel, Engine]:
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer beside it: give --tokenizer FILE, bytes or gpt2")
     backend, precision = device.start(args)
-    return model, Engine(model, backend, tokenizer, precision)
+    return model, Engine(model, backend, tokenizer, precision, args.context, args.overflow)
 
 
 def with_utf8_stdout() -> None:

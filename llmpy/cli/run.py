@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   llmpy run runs/default -s 7 --num-samples 3    three texts, drawn with the seeds 7, 8 and 9
   llmpy run runs/default "The" --stop "." -n 50  up to the end of the sentence
   llmpy run gpt2 "Once" --min-p 0.05 --top-p 1 --repetition-penalty 1.1
+  llmpy run model.gguf "It" -n 9999 --context 512 --overflow roll       on and on, in the memory of 512 tokens
   llmpy run gpt2 "The capital" --logprobs -n 3   how likely each token was, in JSON
 
 The text goes to stdout, prompt included; the speed and the seed that repeats it to stderr.

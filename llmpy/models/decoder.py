@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -104,9 +105,11 @@ class Decoder(ABC, Generic[Config]):
         """
         if not 0 < len(tokens) <= self.config.context - start:
             raise ValueError(f"{len(tokens)} tokens behind {start} are not in a context of {self.config.context}")
-        for first in range(0, len(tokens), BLOCK):
-            block = tokens[first : first + BLOCK]
-            x = self._blocks(block[None], np.array([start + first], np.int32), self._reading(slot, start + first))
+        end: int = start + len(tokens)
+        bounds = [start, *range((start // BLOCK + 1) * BLOCK, end, BLOCK), end]  # the same wherever reading begins
+        for first, last in pairwise(bounds):
+            block = tokens[None, first - start : last - start]
+            x = self._blocks(block, np.array([first], np.int32), self._reading(slot, first))
         return self._logits(x[-1:], self.sequences)[0]
 
     def _reading(self, slot: int, start: int) -> Attend:

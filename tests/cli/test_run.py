@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from llmpy.cli import device, main
+from llmpy.batching import OVERFLOWS
+from llmpy.cli import device, generation, main
 from llmpy.formats import llmc
 from llmpy.tokenizers import ByteTokenizer
 from tests.formats.conftest import BYTES, make_model
@@ -169,6 +170,29 @@ def test_a_model_without_a_tokenizer_asks_for_one(run):
 def test_a_device_that_there_is_not(models, capsys):
     assert main(["run", str(models / "folder"), "A", "--device", "abacus"]) == 1
     assert "'abacus'" in capsys.readouterr().err
+
+
+def test_a_context_that_is_full(run):
+    texts = {
+        overflow: run("abc", "-n", 40, "-s", 1, "--no-stop", "--overflow", overflow)[1]
+        for overflow in ("reread", "stop")
+    }
+    assert run("abc", "-n", 40, "-s", 1, "--no-stop")[1] == texts["reread"]
+    assert texts["reread"].startswith(texts["stop"].rstrip("\ufffd\n"))
+    assert run("abc", "-n", 40, "-s", 1, "--no-stop", "--context", 5)[1] != texts["reread"]
+    status, out, err = run("abc", "--overflow", "roll")
+    assert (status, out) == (1, "")
+    assert "use reread or stop" in err
+    status, _, err = run("abc", "--context", 10)
+    assert status == 1
+    assert "a context of 10 tokens cannot be had: the model has positions for 9" in err
+
+
+def test_the_ways_of_overflow_are_those_of_a_batch():
+    parser = argparse.ArgumentParser()
+    generation.add_arguments(parser, None, "")
+    [choices] = [action.choices for action in parser._actions if "--overflow" in action.option_strings]
+    assert tuple(choices) == OVERFLOWS
 
 
 def test_generating_in_bfloat16(models, capsys):

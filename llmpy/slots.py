@@ -1,0 +1,149 @@
+"""What lies in the slots of a decoder's cache, whose it is, and what of it need not be read again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llmpy.models import Decoder
+
+# What another text begins with is copied in whole steps of so many tokens, and as many are left to be read: products
+# of very few rows are made in another way, and no text may depend, by its last bits, on its neighbours.
+SHARED = 16
+
+
+@dataclass(eq=False, slots=True)
+class History:
+    """A text that goes on over several requests: `tokens` are those of it, prompts and answers, that the model looks
+    back at.
+
+    It keeps its slot of the cache until others need it, and is read again after that.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    kept: bool = True  # False: nobody will go on with it
+    busy: bool = False  # a request is at work on it
+    slot: Slot | None = None
+
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """One sequence of the cache: it has the keys and values of the first `held` of `tokens`, a text of `of`.
+
+    The first `read` of them were read as a prompt, with nothing before: who begins alike may have them.
+    """
+
+    number: int
+    owner: History | None = None
+    of: History | None = None
+    tokens: list[int] = field(default_factory=list)
+    held: int = 0
+    read: int = 0
+    left: int = 0  # when the last request left it, counted in such events
+
+    def common(self, prompt: list[int], of: History) -> int:
+        """How many of a history's tokens it holds already."""
+        return _common(self.tokens, prompt, self.held) if self.of is of else 0
+
+    def clear(self) -> None:
+        self.of, self.tokens, self.held, self.read = None, [], 0, 0
+
+
+class Slots:
+    """The slots of a decoder and the histories in them."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+        self._slots = [Slot(number) for number in range(decoder.sequences)]
+        self._events = 0
+
+    def enter(self, history: History) -> Slot | None:
+        """A slot for the history: its own, an empty one, or that of who has been idle longest, of those that nobody
+        will go on with first. None where all are busy."""
+        slot = history.slot
+        if slot is None:
+            idle = [slot for slot in self._slots if slot.owner is None or not slot.owner.busy]
+            if not idle:
+                return None
+            slot = min(idle, key=lambda slot: (0 if slot.owner is None else 1 + slot.owner.kept, slot.left))
+            if slot.owner is not None:
+                slot.owner.slot = None
+            slot.owner, history.slot = history, slot
+        history.busy = True
+        return slot
+
+    def leave(self, slot: Slot) -> None:
+        """The request that ran here is over; what was read stays."""
+        self._events += 1
+        slot.left = self._events
+        if slot.owner is not None:
+            slot.owner.busy = False
+
+    def forget(self) -> None:
+        """All that nobody will go on with."""
+        for slot in self._slots:
+            if slot.owner is None or not (slot.owner.busy or slot.owner.kept):
+                if slot.owner is not None:
+                    slot.owner.slot = None
+                slot.owner = None
+                slot.clear()
+
+    def read(self, slot: Slot, tokens: list[int]) -> np.ndarray:
+        """The slot's history becomes `tokens` -> logits [V] after them. What any slot holds of them is not read."""
+        history = slot.owner
+        assert history is not None
+        known = min(slot.common(tokens, history), len(tokens) - 1)
+        source, shared = self._longest_beginning(history, tokens)
+        if shared > known:
+            self.copy(source, slot, tokens[:shared])
+            known = shared
+        slot.of, slot.tokens, slot.held, slot.read = history, tokens[:known], known, min(slot.read, known)
+        logits = self.decoder.prefill(np.array(tokens[known:], np.int32), slot.number, known)
+        history.tokens = slot.tokens = list(tokens)
+        slot.held = len(tokens)
+        if slot.read == known:
+            slot.read = len(tokens)
+        return logits
+
+    def copy(self, source: Slot, slot: Slot, tokens: list[int]) -> None:
+        """The slot's history becomes `tokens`, which another has read."""
+        assert slot.owner is not None
+        if source is not slot:
+            slot.clear()
+            self.decoder.copy(source.number, len(tokens), [slot.number])
+        slot.owner.tokens = slot.tokens = list(tokens)
+        slot.of, slot.held, slot.read = slot.owner, len(tokens), len(tokens)
+
+    def _longest_beginning(self, history: History, tokens: list[int]) -> tuple[Slot, int]:
+        """Of what others have read, the most that these tokens begin with: where, and how many of them."""
+        best, most = (self._slots[0], 0), len(tokens) - SHARED
+        for slot in self._slots:
+            if slot.of is history or slot.tokens[:SHARED] != tokens[:SHARED]:
+                continue
+            shared = _common(slot.tokens, tokens, min(slot.read, most)) // SHARED * SHARED
+            if shared > best[1]:
+                best = slot, shared
+        return best
+
+    def roll(self, slot: Slot, keep: int, drop: int) -> None:
+        """Forget `drop` of its history's tokens behind the first `keep`."""
+        held, slot.held = slot.held, keep  # no more is sure until it is done
+        slot.read = min(slot.read, keep)
+        self.decoder.shift(slot.number, keep, drop)
+        del slot.tokens[keep : keep + drop]
+        slot.held = held - drop
+
+
+def _common(a: list[int], b: list[int], most: int) -> int:
+    """The length of the beginning that both have, up to `most`."""
+    low, high = 0, min(most, len(a), len(b))
+    if a[:high] == b[:high]:
+        return max(high, 0)
+    while high - low > 1:  # both begin with the same `low`, and not with the same `high`
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
