@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
 from llmpy.errors import UserError
 
@@ -272,6 +273,14 @@ def from_descriptor(descriptor: str, vocab_size: int | None = None, context: int
     if descriptor.startswith(("d", "gpt2:", "gpt3:")):
         return GPT2Config.from_descriptor(descriptor, vocab_size or GPT2_VOCAB_SIZE, context)
     raise _no_such_model(descriptor, f"{GPT2_HELP}, {LLAMA_HELP}")
+
+
+def config_from_dict(fields: dict[str, Any]) -> ModelConfig:
+    """The inverse of `dataclasses.asdict`, of either family."""
+    if "kv_heads" not in fields:
+        return GPT2Config(**fields)
+    scaling = fields["rope_scaling"]
+    return LlamaConfig(**(fields | {"rope_scaling": scaling and RopeScaling(**scaling)}))
 
 
 def _no_such_model(descriptor: str, names: str) -> UserError:

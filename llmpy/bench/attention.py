@@ -11,33 +11,39 @@ import numpy as np
 
 from llmpy import kernels
 from llmpy.bench import machine, peers, timing
-from llmpy.config import GPT2Config
+from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.precision import dtype
 from llmpy.progress import bar
 
 
 @dataclass(frozen=True)
 class Heads:
-    """B sequences of T tokens, NH heads of size hs."""
+    """B sequences of T tokens, NH heads of size hs, and NKV of keys and values."""
 
     B: int
     T: int
     NH: int
     hs: int
+    NKV: int
     precision: str = "float32"
 
     def qkv(self) -> np.ndarray:
-        """Random, [B, T, 3, NH, hs]."""
-        shape = (self.B, self.T, 3, self.NH, self.hs)
+        """Random, [B, T, NH + 2 NKV, hs]."""
+        shape = (self.B, self.T, self.NH + 2 * self.NKV, self.hs)
         values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
         return values.astype(dtype(self.precision), copy=False)
+
+    def parts(self) -> list[int]:
+        """How many heads are those of q, of k and of v."""
+        return [self.NH, self.NKV, self.NKV]
 
 
 def our_attention(heads: dict[str, Any], threads: int) -> Callable[[], object]:
     shape = Heads(**heads)
     backend = kernels.start("cpu", threads, precision=shape.precision)
     qkv, dqkv = shape.qkv(), shape.qkv()
-    q, k, v, dq, dk, dv = (a[:, :, i] for a in (qkv, dqkv) for i in range(3))
+    ends = np.cumsum(shape.parts())[:-1]
+    q, k, v, dq, dk, dv = (part for whole in (qkv, dqkv) for part in np.split(whole, ends, axis=2))
     y, dy = np.empty(q.shape, q.dtype), np.ones(q.shape, q.dtype)
     lse = np.empty((shape.B, shape.NH, shape.T), np.float32)
 
@@ -52,22 +58,23 @@ def pytorch_attention(heads: dict[str, Any], threads: int) -> Callable[[], objec
     """On q, k and v of their own, [B, NH, T, hs] as it likes them best; gradients are dropped, not copied."""
     import torch
 
-    from llmpy.bench.torch_gpt2 import as_tensor
+    from llmpy.bench.torch_model import as_tensor
 
     torch.set_num_threads(threads)
-    parts = as_tensor(Heads(**heads).qkv()).permute(2, 0, 3, 1, 4)
+    shape = Heads(**heads)
+    parts = as_tensor(shape.qkv()).transpose(1, 2).split(shape.parts(), 1)
     q, k, v = (part.contiguous().requires_grad_() for part in parts)
-    dy = torch.ones_like(q)
+    dy, grouped = torch.ones_like(q), shape.NH != shape.NKV
 
     def run() -> None:
-        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         torch.autograd.grad(y, (q, k, v), dy)
 
     return run
 
 
 def bench(
-    config: GPT2Config,
+    config: ModelConfig,
     batch_size: int,
     lengths: Sequence[int],
     threads: int,
@@ -83,7 +90,8 @@ def bench(
         us = stack.enter_context(timing.worker("llm.py"))
         them = stack.enter_context(timing.worker(rival.name, rival.environment | settings)) if rival else None
         for T in lengths:
-            heads = asdict(Heads(batch_size, T, config.heads, config.head_size, precision))
+            kv_heads = config.kv_heads if isinstance(config, LlamaConfig) else config.heads
+            heads = asdict(Heads(batch_size, T, config.heads, config.head_size, kv_heads, precision))
             us.prepare("llmpy.bench.attention:our_attention", heads=heads, threads=threads)
             if them is None:
                 ours = timing.interleave([us], rounds, shown.advance)[0]

@@ -67,7 +67,8 @@ def pytorch(curve: Curve, bar: Bar, nudge: float = 0.0, precision: str = "float3
     """
     import torch
 
-    from llmpy.bench.torch_gpt2 import TorchGPT2, autocast
+    from llmpy.bench.torch_gpt2 import TorchGPT2
+    from llmpy.bench.torch_model import autocast
 
     model = TorchGPT2(curve.config).load(curve.initial().parameters)
     with torch.no_grad():

@@ -17,7 +17,7 @@ import numpy as np
 
 from llmpy import kernels
 from llmpy.bench import ceilings, machine, peers, timing
-from llmpy.config import GPT2Config
+from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.errors import UserError
 from llmpy.memory import MemoryPlan
 from llmpy.models.transformer import LOGITS_ROWS
@@ -61,14 +61,21 @@ class Product:
         return plan.take()["dw"]
 
 
-def products(config: GPT2Config, rows: Sequence[int], precision: str = "float32") -> list[Product]:
-    """All products of a step at each number of rows; the head's at the rows of logits that exist at a time, no more."""
+def layers(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """OC and C of every linear layer, by its name."""
     C, V = config.channels, config.vocab_size
-    layers = {"qkv": (3 * C, C), "attproj": (C, C), "fc": (4 * C, C), "fcproj": (C, 4 * C), "head": (V, C)}
+    if isinstance(config, LlamaConfig):
+        q, kv, H = config.heads * config.head_size, config.kv_heads * config.head_size, config.hidden
+        return {"qkv": (q + 2 * kv, C), "attproj": (C, q), "gateup": (2 * H, C), "down": (C, H), "head": (V, C)}
+    return {"qkv": (3 * C, C), "attproj": (C, C), "fc": (4 * C, C), "fcproj": (C, 4 * C), "head": (V, C)}
+
+
+def products(config: ModelConfig, rows: Sequence[int], precision: str = "float32") -> list[Product]:
+    """All products of a step at each number of rows; the head's at the rows of logits that exist at a time, no more."""
     return [
         Product(layer, kind, n, *shape, precision)
         for n in rows
-        for layer, shape in layers.items()
+        for layer, shape in layers(config).items()
         if layer != "head" or n <= LOGITS_ROWS
         for kind in KINDS
     ]
@@ -112,7 +119,7 @@ def numpy_product(product: dict[str, Any], threads: int) -> Callable[[], np.ndar
 def pytorch_product(product: dict[str, Any], threads: int) -> Callable[[], object]:
     import torch
 
-    from llmpy.bench.torch_gpt2 import as_tensor
+    from llmpy.bench.torch_model import as_tensor
 
     torch.set_num_threads(threads)
     x, w, dy = (as_tensor(array) for array in Product(**product).operands())
@@ -121,7 +128,7 @@ def pytorch_product(product: dict[str, Any], threads: int) -> Callable[[], objec
 
 
 def bench(
-    config: GPT2Config,
+    config: ModelConfig,
     rows: Sequence[int],
     threads: int,
     rounds: int,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from llmpy import kernels
 from llmpy.bench import machine, peers, timing
-from llmpy.config import GPT2Config
+from llmpy.config import LlamaConfig, ModelConfig, config_from_dict
 from llmpy.errors import UserError
 from llmpy.progress import Bar, bar
 
@@ -22,7 +22,7 @@ LR = 1e-4
 class Step:
     """What is measured: a model, B sequences of T tokens; `clip` is the largest gradient norm, 0 for none."""
 
-    config: GPT2Config
+    config: ModelConfig
     batch_size: int
     sequence_length: int
     threads: int
@@ -33,7 +33,7 @@ class Step:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Step:
         """The inverse of `asdict`."""
-        return cls(**(fields | {"config": GPT2Config(**fields["config"])}))
+        return cls(**(fields | {"config": config_from_dict(fields["config"])}))
 
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """Random inputs and targets, int32 [B, T]."""
@@ -46,13 +46,13 @@ def our_step(
     step: dict[str, Any], observe: Callable[[ModuleType], ModuleType] = lambda kernels: kernels
 ) -> Callable[[], object]:
     """Our training step, ready to be called; on what `observe` makes of the kernels."""
-    from llmpy.models.gpt2 import GPT2
+    from llmpy.models import new_model
     from llmpy.optimizer import AdamW, clip_scale
 
     work = Step.from_dict(step)
     kernels.start("cpu", work.threads, work.precision)
     shape = (work.config, "cpu", work.batch_size, work.sequence_length, work.recompute)
-    model = GPT2(*shape, precision=work.precision).initialize()
+    model = new_model(*shape, precision=work.precision).initialize()
     model.kernels = observe(model.kernels)
     optimizer = AdamW.of(model)
     x, y = work.tokens()
@@ -71,16 +71,18 @@ def our_step(
 def pytorch_step(step: dict[str, Any], compiled: bool) -> Callable[[], object]:
     """The same step in PyTorch: fused attention, fused AdamW, padded vocabulary, gradients dropped and not zeroed.
 
-    In bfloat16 as its makers advise: autocast around forward and loss, parameters and optimizer in float32.
+    In bfloat16 as its makers advise: autocast around forward and loss, parameters and optimizer in float32. A Llama's
+    channels are rotated half a head apart, which it does faster and which is the same to values drawn at random.
     """
     import torch
 
-    from llmpy.bench.torch_gpt2 import TorchGPT2, autocast
+    from llmpy.bench.torch_model import autocast, new_model
 
     work = Step.from_dict(step)
     torch.set_num_threads(work.threads)
     torch.manual_seed(42)
-    model = TorchGPT2(work.config, padded=True)
+    config = work.config
+    model = new_model(replace(config, rope_interleaved=False) if isinstance(config, LlamaConfig) else config)
     optimizer = model.adamw(LR)
     forward = torch.compile(model) if compiled else model
     x, y = (torch.from_numpy(a).long() for a in work.tokens())

@@ -53,8 +53,11 @@ def work_of(operation: str, arguments: Mapping[str, Any]) -> Work:
         case "embedding_backward":
             rows = _bytes(a["dx"])
             return Work(operation, 0, 3 * rows + 2 * rows // len(a["tokens"]) + _bytes(a["tokens"]))
-        case "layernorm_backward":
-            return Work(operation, 0, _bytes(*a.values(), a["dresidual"], a["dw"], a["db"]))
+        case "layernorm_backward" | "rmsnorm_backward":
+            return Work(operation, 0, _bytes(*a.values(), a["dresidual"], a["dw"], a.get("db")))
+        case "rope_forward" | "rope_backward":  # in place; of the tables, the rows of its positions
+            x = a["x"] if "x" in a else a["dx"]
+            return Work(operation, 0, 2 * _bytes(x) + _bytes(a["cos"][: x.shape[1]], a["sin"][: x.shape[1]]))
         case "adamw":
             return Work(operation, 0, _bytes(*a.values(), a["p"], a["m"], a["v"]))
         case _:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING, Any
 
 from llmpy.errors import UserError
 from llmpy.precision import CHOICES, SHORT
+
+if TYPE_CHECKING:
+    from llmpy.config import ModelConfig
 
 EXAMPLES = """examples:
   llmpy bench train --model d12 -b 4 -t 64 --against torch    a training step of GPT-2 124M beside PyTorch's
@@ -124,13 +128,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def shape_of(args: argparse.Namespace, length: int):  # type: ignore[no-untyped-def]  # a GPT2Config, imported when run
+def shape_of(args: argparse.Namespace, length: int) -> ModelConfig:
     """The model's shape, with what the flags change; its context is as long as the sequences need."""
-    from dataclasses import asdict
+    from dataclasses import replace
 
-    from llmpy.config import GPT2Config
+    from llmpy.config import LlamaConfig, from_descriptor
 
-    config = GPT2Config.from_descriptor(args.model)
+    config = from_descriptor(args.model)
     names = ("layers", "heads", "channels", "vocab_size")
-    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    return GPT2Config(**(asdict(config) | given | {"context": max(config.context, length)}))
+    sizes: dict[str, Any] = {name: size for name in names if (size := getattr(args, name)) is not None}
+    if isinstance(config, LlamaConfig) and sizes.keys() & {"heads", "channels"}:
+        sizes |= dict.fromkeys(("kv_heads", "hidden", "head_size"), 0)  # which follow from those two
+    return replace(config, **sizes, context=max(config.context, length))

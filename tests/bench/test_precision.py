@@ -10,7 +10,7 @@ from llmpy.config import GPT2Config
 
 torch = pytest.importorskip("torch")
 
-from llmpy.bench.torch_gpt2 import as_tensor, autocast  # noqa: E402  (where there is PyTorch)
+from llmpy.bench.torch_model import as_tensor, autocast  # noqa: E402  (where there is PyTorch)
 
 TINY = GPT2Config(61, 8, 1, 2, 16)
 
@@ -70,7 +70,7 @@ def test_gradients_of_weights_are_ours_in_float32():
 
 
 def test_attention_of_the_peer_in_bfloat16():
-    heads = attention.Heads(1, 8, 2, 4, "bfloat16")
+    heads = attention.Heads(1, 8, 2, 4, 2, "bfloat16")
     assert heads.qkv().dtype == ml_dtypes.bfloat16
     attention.pytorch_attention(vars(heads), 1)()
 
