@@ -350,10 +350,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     minds = island.minds
     print(f"A DAY ON THE ISLAND\n{args.villagers} villagers, {args.hours} hours, seed {args.seed}")
     tell(island, args.hours, args.scenes)
-    made, read, seconds = minds.tokens_made, minds.tokens_read, minds.seconds
+    made, seconds = minds.tokens_made, minds.seconds
     alone = one_by_one(island, 4)
     print(
-        f"\n{made:,} tokens said and {read:,} heard in {seconds:.1f} s: {made / seconds:,.0f} tokens/s in total.\n"
+        f"\n{made:,} tokens in {seconds:.1f} s: {made / seconds:,.0f} tokens/s in total, reading included.\n"
         f"One villager after the other says {alone:,.0f} tokens/s: {made / seconds / alone:.1f} times as fast together."
     )
 
