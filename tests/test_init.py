@@ -111,6 +111,14 @@ def test_a_chat_template_travels_into_the_run_and_out_of_it(text, tmp_path):
     assert set(files_of(tmp_path / "run")) == {"config.toml", "tokenizer.json"}
 
 
+def test_a_byte_level_vocabulary_is_none_for_llama2c(text, tmp_path):
+    config = tiny(text, model="llama", tokenizer="bpe:280")
+    Trainer(config, tmp_path / "run", quiet=True, stop_after=1).train()
+    with pytest.raises(UserError, match=r"holds SentencePiece's: train with --tokenizer sentencepiece:\d+, or save a"):
+        convert(str(tmp_path / "run"), tmp_path / "tokenizer.bin", "tokenizer")
+    assert "tokens" in convert(str(tmp_path / "run"), tmp_path / "tokenizer.json", "tokenizer")
+
+
 def test_another_vocabulary_is_one_line(text, tmp_path, sentencepiece):
     path, _ = from_llama2c(tmp_path, sentencepiece)
     sentencepiece.save(tmp_path / "wide.model")

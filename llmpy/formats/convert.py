@@ -96,13 +96,25 @@ def _convert_tokenizer(source: str, path: Path, kind: str | None, target: Path) 
     elif kind is None and source in ("gpt2", "bytes"):
         tokenizer = Tokenizer.from_spec(source)
     else:
-        tokenizer = formats.load(source).tokenizer
+        model = formats.load(source)
+        tokenizer = model.tokenizer
+        if target.suffix == ".bin" and isinstance(model.config, LlamaConfig):
+            _check_for_llama2c(source, tokenizer)
     if tokenizer is None:
         raise UserError(f"{source} has no tokenizer beside it")
     tokenizer.save(target)
     theirs = "llama2.c's" if isinstance(tokenizer, SentencePieceTokenizer) else "llm.c's"
     form = f" in {theirs} form" if target.suffix == ".bin" else ""
     return f"{target}: tokenizer {tokenizer.name}, {tokenizer.vocab_size} tokens{form}"
+
+
+def _check_for_llama2c(source: str, tokenizer: Tokenizer | None) -> None:
+    """Who converts a Llama's tokenizer to a .bin wants llama2.c to read it, and not llm.c."""
+    if tokenizer is not None and not isinstance(tokenizer, SentencePieceTokenizer):
+        raise UserError(
+            f"{source} has the tokenizer {tokenizer.name}, and llama2.c's tokenizer.bin holds SentencePiece's: train "
+            f"with --tokenizer sentencepiece:{tokenizer.vocab_size}, or save a tokenizer.json"
+        )
 
 
 def _convert_shard(path: Path, kind: str | None, target: Path, dtype: str | None) -> str:
