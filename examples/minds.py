@@ -49,12 +49,15 @@ class Minds:
     def speak(self, stops: Mapping[int, str], most: int) -> dict[int, str]:
         """How the stories of these minds go on, each up to its stop, all side by side.
 
-        "" where the stop does not come within `most` tokens; the story is as it was before then.
+        "" where the stop does not come within `most` tokens, or the context has no room for them; the story is as it
+        was before then.
         """
         started, ends = time.perf_counter(), stop_ids_of(self.tokenizer)
         said, speakers = dict.fromkeys(stops, ""), {}
         for mind, stop in stops.items():
             story, self._next_seed = self._stories[mind], self._next_seed + 1
+            if len(story) + most > self.context:
+                continue
             request = self._batch.submit(
                 story, SAMPLING, self._next_seed, most, ends, history=self._histories[mind]
             )  # fmt: skip

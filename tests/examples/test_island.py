@@ -24,7 +24,7 @@ TEXT = (
 @pytest.fixture
 def island(monkeypatch):
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    for name in ("minds", "island"):
+    for name in ("chronicle", "minds", "island"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     import island
 
