@@ -121,6 +121,7 @@ class DataLoader:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken. UserError if the shards or the sizes are not those of then."""
+        state = {"batches": "stream"} | state  # older states do not say it
         for key, now in (
             ("shard_tokens", self.shard_tokens),
             ("sample_tokens", self.sample_tokens),

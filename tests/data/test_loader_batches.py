@@ -93,6 +93,16 @@ def test_it_goes_on_where_it_was(shards, batches, read):
         DataLoader(shards, 2, 8).set_state(state | {"sample_tokens": 16})
 
 
+def test_a_state_from_before_there_were_kinds_is_of_a_stream(shards):
+    loader = DataLoader(shards, 2, 8)
+    rows(loader, 3)
+    state = loader.state()
+    del state["batches"]
+    again = DataLoader(shards, 2, 8)
+    again.set_state(state)
+    assert rows(again, 4) == rows(loader, 4)
+
+
 @pytest.mark.parametrize("batches", ["stream", "windows", "documents"])
 def test_processes_together_read_what_one_reads(shards, batches):
     one = DataLoader(shards, 4, 4, batches=batches, separator=BOS)
