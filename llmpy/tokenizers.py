@@ -34,12 +34,6 @@ SPECS = (
     f"{', '.join(NAMES)}, bpe:N or sentencepiece:N (N tokens, trained on the text) or a file (tokenizer.json,"
     " tokenizer.model, tokenizer.bin of llama2.c, gpt2_tokenizer.bin)"
 )
-# Llama 2's, as llama2.c has it in its repository.
-LLAMA2_URL = (
-    "https://raw.githubusercontent.com/karpathy/llama2.c/350e04fe35433e6d2941dce5a1f53308f87058eb/tokenizer.model"
-)
-LLAMA2_SIZE = 499_723
-LLAMA2_SHA256 = "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347"
 # How GPT-2 cuts text before it merges bytes (Radford et al. 2019, encoder.py): contractions, words, numbers, the rest.
 # The possessive ++ and the case of white space at the end, as tiktoken has them, change no match but save backtracking.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -352,16 +346,7 @@ def gpt2() -> Tokenizer:
 
 def llama2() -> Tokenizer:
     """Llama 2's 32,000 tokens, from our cache or the network."""
-    from llmpy.download import download
-
-    path = download(
-        LLAMA2_URL,
-        cache_dir() / "llama2_tokenizer.model",
-        size=LLAMA2_SIZE,
-        sha256=LLAMA2_SHA256,
-        description="Llama 2's tokenizer",
-    )
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(sentencepiece_files.llama2_model())
     tokenizer.name = "llama2"
     return tokenizer
 

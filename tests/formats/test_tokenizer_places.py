@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from llmpy import Tokenizer, UserError, tokenizers
+from llmpy import Tokenizer, UserError, sentencepiece_files
 from llmpy.cli import main
 from llmpy.formats import hub
 from llmpy.formats.tokenizer_places import open_tokenizer
@@ -46,7 +46,7 @@ def test_a_name_on_the_hub(tmp_path, monkeypatch):
 
 
 def test_without_a_network_llama2_says_where_it_is_looked_for(own_cache, monkeypatch):
-    monkeypatch.setattr(tokenizers, "LLAMA2_URL", "http://127.0.0.1:9/tokenizer.model")
+    monkeypatch.setattr(sentencepiece_files, "LLAMA2_URL", "http://127.0.0.1:9/tokenizer.model")
     with pytest.raises(UserError, match=r"cannot download Llama 2's tokenizer .* or put the file at .*tokenizer.model"):
         open_tokenizer("llama2")
     own_cache.mkdir(exist_ok=True)
