@@ -1,13 +1,14 @@
-"""Train the same GPT on the same batches here and in PyTorch, and draw the curves of the loss.
+"""Train the same model on the same batches here and in PyTorch, and draw the curves of the loss.
 
     python benchmarks/loss_curve.py                            Tiny Shakespeare, bytes, 6 layers x 384: about 10 minutes
     python benchmarks/loss_curve.py --precision bf16           in bfloat16, beside float32 and PyTorch's autocast
     python benchmarks/loss_curve.py my.txt --tokenizer bpe:512 --steps 200
+    python benchmarks/loss_curve.py stories.txt --model llama:260K --tokenizer sentencepiece:512 --steps 200
 
 Writes loss_curve.json and, where matplotlib is installed, loss_curve.png into --out; with --precision bf16 both are
-called loss_curve_bf16. Prints the last losses, and how far apart the smoothed curves get. What a difference has to be
-compared with is in float32 that of two runs of PyTorch which begin one rounding apart, and in bfloat16 that which the
-precision makes.
+called loss_curve_bf16, and of a Llama loss_curve_llama. Prints the last losses, and how far apart the smoothed curves
+get. What a difference has to be compared with is in float32 that of two runs of PyTorch which begin one rounding apart,
+and in bfloat16 that which the precision makes.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import numpy as np
 
 from llmpy import kernels
 from llmpy.bench import loss_curve, machine, peers
-from llmpy.config import GPT2Config
+from llmpy.config import SHAPE, is_llama, shape_of
 from llmpy.data.corpora import open_corpus
 from llmpy.errors import UserError
 from llmpy.files import write_text_atomic
@@ -35,6 +36,8 @@ STEPS = {"float32": 500, "bfloat16": 300}
 FILES = {"float32": "loss_curve", "bfloat16": "loss_curve_bf16"}
 # Blue, vermilion and green of Okabe and Ito (2008), which colour-blind people tell apart, and line styles for the rest.
 LOOKS = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", ":"))
+
+OWN_SHAPE = dict.fromkeys(SHAPE) | {"layers": 6, "heads": 6, "channels": 384}
 
 Runs = dict[str, Callable[[loss_curve.Curve, Bar], list[float]]]
 
@@ -61,9 +64,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokenizer", default="bytes", help="bytes, gpt2 or bpe:N (default bytes)")
     parser.add_argument("--precision", default="float32", choices=["float32", "fp32", "bfloat16", "bf16"])
     parser.add_argument("--steps", type=int, help="default 500, in bfloat16 300")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--heads", type=int, default=6)
-    parser.add_argument("--channels", type=int, default=384)
+    parser.add_argument("--model", help="a shape, d12 or llama:260K; llama alone and none take the sizes below")
+    for name, size in OWN_SHAPE.items():
+        more = f" (default without --model {size})" if size else ""
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"of the model{more}")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--sequence-length", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "images")
@@ -79,7 +83,9 @@ def main() -> None:
         kernels.start("cpu", precision=each)
     text = "".join(piece.text for piece in open_corpus(args.text).pieces())
     tokenizer = Tokenizer.from_spec(args.tokenizer, [text])
-    config = GPT2Config(tokenizer.vocab_size, args.sequence_length, args.layers, args.heads, args.channels)
+    sizes = {name: getattr(args, name) or (None if args.model else size) for name, size in OWN_SHAPE.items()}
+    given = {name: size for name, size in sizes.items() if size}
+    config = shape_of(args.model, tokenizer.vocab_size, args.sequence_length, **given)
     tokens = np.asarray(tokenizer.encode(text))
     curve = loss_curve.Curve(config, tokens, args.batch_size, args.sequence_length, steps)
     todo, curves = runs(precision), {}
@@ -99,8 +105,9 @@ def main() -> None:
         "losses": curves,
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(args.out / f"{FILES[precision]}.json", json.dumps(result) + "\n")
-    draw(curves, reference, window, args.out / f"{FILES[precision]}.png")
+    file = FILES[precision] + ("_llama" if is_llama(args.model) else "")
+    write_text_atomic(args.out / f"{file}.json", json.dumps(result) + "\n")
+    draw(curves, reference, window, args.out / f"{file}.png")
 
 
 def compare(curves: dict[str, list[float]], window: int) -> list[dict[str, Any]]:

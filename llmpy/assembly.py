@@ -12,27 +12,28 @@ from functools import partial
 from pathlib import Path
 
 from llmpy import formats, kernels, memory
-from llmpy.config import GPT2_VOCAB_SIZE, GPT2Config, LlamaConfig, ModelConfig, from_descriptor
+from llmpy.config import GPT2_VOCAB_SIZE, LlamaConfig, ModelConfig, is_llama, shape_of
 from llmpy.data.corpora import NAMES
 from llmpy.data.loader import DataLoader
-from llmpy.data.prepared import DEFAULT_TOKENIZER, check_seals, prepare
+from llmpy.data.prepared import DEFAULT_VOCABULARY, check_seals, prepare
 from llmpy.data.shards import dtype_for, is_shard, shard_files, shard_info
 from llmpy.errors import UserError
 from llmpy.formats import LoadedModel, huggingface
+from llmpy.formats.chat_templates import StoredTemplate, template_of
 from llmpy.formats.hub import TOKENIZER
 from llmpy.formats.parts import in_memory_interleaved, parts
+from llmpy.formats.tokenizer_places import open_tokenizer
 from llmpy.models import Model, new_model, plan_training
 from llmpy.models.transformer import plan_parameters
 from llmpy.precision import resolve
 from llmpy.run_config import TrainConfig
 from llmpy.tokenizer_training import is_trained
+from llmpy.tokenizers import NAMES as TOKENIZER_NAMES
 from llmpy.tokenizers import Tokenizer
 
-DEFAULT_LAYERS, DEFAULT_CHANNELS = 3, 128
-# For a width that comes without a number of heads: the first that divides.
-HEAD_SIZES = (64, 32, 48, 40, 16, 8, 4, 2, 1)
 # Narrower models take larger steps: 6e-4 at 768 channels, as llm.c trains GPT-2 124M, and 2.5e-3 at 128.
 LR, LR_CHANNELS, LR_POWER = 6e-4, 768, 0.8
+PADDED = 1.05  # the largest part of a vocabulary that padding makes it: Qwen's and Phi's are padded by far less
 
 
 @dataclass
@@ -49,7 +50,10 @@ class TokenData:
 
 @dataclass
 class Assembly:
-    """`config` has every setting filled in; `val` is None where there is nothing to validate on."""
+    """`config` has every setting filled in; `val` is None where there is nothing to validate on.
+
+    `chat_template` is that of the model to start from.
+    """
 
     config: TrainConfig
     model: Model
@@ -57,6 +61,7 @@ class Assembly:
     val: DataLoader | None
     tokenizer: Tokenizer | None
     fingerprint: list[str]
+    chat_template: StoredTemplate | None
 
 
 def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
@@ -66,20 +71,24 @@ def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
     """
     config = with_absolute_paths(config)
     initial = None
-    if config.model is not None and checkpoint is None:
-        if is_descriptor(config.model):
-            from_descriptor(config.model)  # a misspelt one is said before the data is read
-        else:
-            initial = formats.load(config.model)
+    if checkpoint is None and config.init is not None:
+        initial = formats.load(config.init)
+    elif checkpoint is None:
+        shape_of(config.model, **config.sizes)  # what cannot be is said before the data is read
     data = open_data(config, initial)
     shape = huggingface.read_config(checkpoint) if checkpoint else _shape(config, data, initial)
     B, T = config.batch_size, config.sequence_length
     if T > shape.context:
         raise UserError(f"--sequence-length {T} is more than the model's context: give at most {shape.context}")
+    batches = config.batches or ("windows" if isinstance(shape, LlamaConfig) else "stream")
+    config = replace(config, precision=resolve(config.precision, config.backend), batches=batches)
     V = data.vocab_size
-    train = DataLoader(data.train, B, T, shuffle=not config.overfit, seed=config.seed, vocab_size=V)
+    separator = data.tokenizer.end_of_text if data.tokenizer else None
+    train = DataLoader(
+        data.train, B, T, shuffle=not config.overfit, seed=config.seed, vocab_size=V, batches=batches,
+        separator=separator,
+    )  # fmt: skip
     val = validation_loader(data.val, B, T, V)
-    config = replace(config, precision=resolve(config.precision, config.backend))
     check_memory(shape, config)
     kernels.start(config.backend, config.threads, config.precision)
     model = new_model(
@@ -92,7 +101,10 @@ def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
         for part in parts(shape):
             part.fill(model.parameters, shape, part.of(initial.parameters), in_memory_interleaved(initial.config))
         model.pack_weights()
-    return Assembly(_filled_in(config, shape, train, data), model, train, val, data.tokenizer, data.fingerprint)
+    # What goes on from a model will be asked in the form that the model was taught.
+    template = template_of(initial.source, initial.tokenizer_source) if initial else None
+    filled_in = _filled_in(config, shape, train, data)
+    return Assembly(filled_in, model, train, val, data.tokenizer, data.fingerprint, template)
 
 
 def _filled_in(config: TrainConfig, shape: ModelConfig, train: DataLoader, data: TokenData) -> TrainConfig:
@@ -103,7 +115,7 @@ def _filled_in(config: TrainConfig, shape: ModelConfig, train: DataLoader, data:
             f"once through the data is less than one step: {train.tokens} tokens, and a step takes "
             f"{config.step_tokens}: give --steps, or lower --total-batch-tokens"
         )
-    if not config.model:
+    if not config.model and not config.init:
         config = replace(config, layers=shape.layers, heads=shape.heads, channels=shape.channels)
     return replace(
         config,
@@ -122,16 +134,11 @@ def default_learning_rate(channels: int) -> float:
     return float(f"{LR * (LR_CHANNELS / channels) ** LR_POWER:.2g}")
 
 
-def is_descriptor(model: str) -> bool:
-    """Is it the name of a shape (d12, gpt3:c768, llama:15M), not of a model?"""
-    return re.fullmatch(r"(gpt2:)?d\d+|gpt3:c\d+|llama:[\w.]*", model) is not None
-
-
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Files and folders by their full names, so that the run goes on from anywhere; names of corpora stay names."""
 
     def absolute(value: str | None) -> str | None:
-        if value is None or value in NAMES or value in ("bytes", "gpt2") or is_descriptor(value):
+        if value is None or value in NAMES or value in TOKENIZER_NAMES:
             return value
         path = os.path.expanduser(value)
         return os.path.abspath(path) if os.path.exists(path) or glob.has_magic(value) else value
@@ -141,7 +148,7 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         data=absolute(config.data) or config.data,
         val_data=absolute(config.val_data),
         tokenizer=absolute(config.tokenizer),
-        model=absolute(config.model),
+        init=absolute(config.init),
     )
 
 
@@ -151,6 +158,8 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
 def open_data(config: TrainConfig, initial: LoadedModel | None = None) -> TokenData:
     """Shards as they are, text made into shards; in the tokens of `initial`, a model to start from, if there is one."""
     if (files := _shards(config.data, "train")) is not None:
+        if config.val_fraction is not None:
+            raise UserError(f"--val-fraction: {config.data} holds tokens already, and has been split: leave it out")
         data = _of_shards(config, files, initial)
     else:
         data = _of_text(config, initial)
@@ -183,7 +192,7 @@ def _of_shards(config: TrainConfig, train: list[Path], initial: LoadedModel | No
     if spec is None:
         raise UserError(f"{config.data} says nothing of its tokenizer: give --tokenizer")
     try:
-        tokenizer = Tokenizer.from_spec(spec)
+        tokenizer = open_tokenizer(spec)
     except UserError:
         if spec != "gpt2":
             raise
@@ -200,14 +209,18 @@ def _of_shards(config: TrainConfig, train: list[Path], initial: LoadedModel | No
 def _of_text(config: TrainConfig, initial: LoadedModel | None) -> TokenData:
     """A text without one to validate on gives a part of itself; with one, it is trained on as a whole."""
     spec = config.tokenizer
-    if spec is None and initial is not None and initial.tokenizer_source is not None:
+    if spec is None and initial is not None:
+        if initial.tokenizer_source is None:
+            raise UserError(f"{config.init} has no tokenizer beside it: give --tokenizer, the one it was made with")
         spec = str(initial.tokenizer_source)
-    data = prepare(config.data, spec or DEFAULT_TOKENIZER)
+    if spec is None:
+        kind = "sentencepiece" if is_llama(config.model) else "bpe"
+        spec = f"{kind}:{config.vocab_size or DEFAULT_VOCABULARY}"
+    data = prepare(config.data, spec, val_fraction=config.val_fraction)
     train, val = shard_files(data.train), shard_files(data.val)
     if config.val_data is not None:
         train, val = train + val, _validation_files(config.val_data, str(data.tokenizer))
-    tokenizer = Tokenizer.load(data.tokenizer)
-    return TokenData(train, val, tokenizer, spec or DEFAULT_TOKENIZER, data.vocab_size, [])
+    return TokenData(train, val, Tokenizer.load(data.tokenizer), spec, data.vocab_size, [])
 
 
 def _validation_files(source: str, tokenizer: str) -> list[Path]:
@@ -229,20 +242,20 @@ def validation_loader(files: Sequence[Path], B: int, T: int, vocab_size: int) ->
 
 
 def _shape(config: TrainConfig, data: TokenData, initial: LoadedModel | None) -> ModelConfig:
-    V = data.vocab_size
+    V, name = data.vocab_size, config.tokenizer or data.tokenizer_spec
     if initial is not None:
-        if V > initial.config.vocab_size:
+        known, own = initial.config.vocab_size, str(initial.tokenizer_source)
+        # A model may know more tokens than its tokenizer has, of which the last are padding.
+        if V > known or (name != own and V * PADDED + 128 < known):
+            own_one = "" if initial.tokenizer_source is None else f", {own}"
             raise UserError(
-                f"the tokenizer {config.tokenizer or data.tokenizer_spec} has {V} tokens, and {config.model} knows "
-                f"{initial.config.vocab_size}: give the --tokenizer that the model was made with"
+                f"the tokenizer {name} has {V} tokens, and {config.init} knows {known}: use the --tokenizer that it "
+                f"was made with{own_one}"
             )
         return _as_in_checkpoints(initial.config)
-    if config.model is not None:
-        return _as_in_checkpoints(from_descriptor(config.model, V))
-    channels = config.channels or DEFAULT_CHANNELS
-    head_size = next(size for size in HEAD_SIZES if channels % size == 0)
-    heads = config.heads or channels // head_size
-    return GPT2Config(V, config.sequence_length, config.layers or DEFAULT_LAYERS, heads, channels)
+    if config.vocab_size is not None and config.vocab_size < V:
+        raise UserError(f"--vocab-size {config.vocab_size}: {name} has {V} tokens: give that many or more")
+    return _as_in_checkpoints(shape_of(config.model, config.vocab_size or V, config.sequence_length, **config.sizes))
 
 
 def _as_in_checkpoints(shape: ModelConfig) -> ModelConfig:

@@ -18,7 +18,7 @@ import numpy as np
 
 from llmpy.errors import UserError
 from llmpy.formats import LoadedModel
-from llmpy.formats.chat_templates import read_chat_template, read_template_file
+from llmpy.formats.chat_templates import read_template_file, template_of
 from llmpy.sentencepiece_files import BOS, EOS
 from llmpy.tokenizers import SentencePieceTokenizer, Tokenizer
 
@@ -114,8 +114,7 @@ def find_template(model: LoadedModel, tokenizer: Tokenizer, wanted: str | None =
     else the one that its vocabulary was made for. Raises UserError where there is none."""
     if wanted in BUILT_IN:
         return _built_in(wanted, tokenizer)
-    places = [place for place in (model.source, model.tokenizer_source) if isinstance(place, Path)]
-    stored = next((found for place in places if (found := read_chat_template(place))), None)
+    stored = template_of(model.source, model.tokenizer_source)
     own_names = _own_names(tokenizer)
     if wanted is not None:
         source = read_template_file(Path(wanted).expanduser())

@@ -1,6 +1,6 @@
 """A run's folder: what a run keeps so that it can go on, bit for bit, after whatever stopped it.
 
-    config.toml  main.log  metrics.jsonl  tokenizer.json
+    config.toml  main.log  metrics.jsonl  tokenizer.json  [chat_template.jinja  tokenizer_config.json]
     step_00001000/  model.safetensors  config.json  optimizer_rank0.safetensors  state.json  DONE
 
 A checkpoint is written under another name, synced, and renamed; `DONE`, its last file, holds the checksum of
@@ -20,6 +20,7 @@ from typing import Any
 from llmpy.errors import UserError
 from llmpy.files import cannot_write, make_dir, sha256_of, sync_dir, write_atomic, write_text_atomic
 from llmpy.formats import huggingface, seals
+from llmpy.formats.chat_templates import TEMPLATE, TOKENIZER_CONFIG, StoredTemplate, template_files
 from llmpy.formats.detect import DONE, newest_step
 from llmpy.formats.hub import TOKENIZER
 from llmpy.formats.safetensors import SafetensorsFile, TensorToWrite, write
@@ -31,6 +32,7 @@ from llmpy.run_config import HEADER
 CONFIG, MAIN_LOG, METRICS = "config.toml", "main.log", "metrics.jsonl"
 OPTIMIZER = "optimizer_rank0.safetensors"
 CHECKED = (huggingface.CONFIG, huggingface.WEIGHTS, OPTIMIZER)
+BESIDE = (TOKENIZER, TEMPLATE, TOKENIZER_CONFIG)  # what goes with the model, and does not change with it
 PROBE = ".llmpy-probe"
 _FORMAT = 1
 
@@ -65,8 +67,12 @@ def check_free(folder: Path, overwrite: bool = False) -> None:
         )
 
 
-def start_run(folder: Path, config: str, tokenizer: str | None, overwrite: bool = False) -> None:
-    """Makes the folder with its `config.toml` and `tokenizer.json`; of another run there, all goes (`overwrite`).
+def start_run(
+    folder: Path, config: str, tokenizer: str | None, overwrite: bool = False, template: StoredTemplate | None = None
+) -> None:
+    """Makes the folder with its `config.toml`, `tokenizer.json` and the chat template's files, if it has one.
+
+    Of another run there, all goes (`overwrite`).
 
     Only what a run writes is removed. Raises UserError where the folder is not free or cannot be written to.
     """
@@ -76,12 +82,15 @@ def start_run(folder: Path, config: str, tokenizer: str | None, overwrite: bool 
     for path in sorted(_contents(folder), key=lambda path: path.name == CONFIG):  # without it, it is no run: last
         _remove(path)
     (folder / PROBE).unlink()
-    if tokenizer is not None:
-        write_text_atomic(folder / TOKENIZER, tokenizer)
+    beside = {} if tokenizer is None else {TOKENIZER: tokenizer}
+    beside |= template_files(template) if template else {}
     try:
+        for name, text in beside.items():
+            write_text_atomic(folder / name, text)
         write_text_atomic(folder / CONFIG, config)
     except UserError:
-        (folder / TOKENIZER).unlink(missing_ok=True)  # nothing half-written
+        for name in beside:
+            (folder / name).unlink(missing_ok=True)  # nothing half-written
         raise
 
 
@@ -125,7 +134,7 @@ def _is_ours(config: Path) -> bool:
 def _contents(folder: Path) -> Iterator[Path]:
     """What a run has written there, or a run would write over."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name in (CONFIG, MAIN_LOG, METRICS, TOKENIZER) or re.fullmatch(r"step_\d{8,}", path.name):
+        if path.name in (CONFIG, MAIN_LOG, METRICS, *BESIDE) or re.fullmatch(r"step_\d{8,}", path.name):
             yield path
 
 

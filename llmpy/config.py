@@ -204,7 +204,66 @@ LLAMA_SIZES = {
 }
 ModelConfig = GPT2Config | LlamaConfig
 
-LLAMA_HELP = f"llama:{{{','.join(LLAMA_SIZES)}}} (Llama by size)"
+LLAMA_HELP = f"llama:{{{','.join(LLAMA_SIZES)}}} (Llama by size), llama (with a shape of your own)"
+SHAPE = ("layers", "heads", "kv_heads", "channels", "hidden")  # what may be given beside a descriptor
+OWN_LAYERS, OWN_CHANNELS = 3, 128  # of a shape of one's own, where they are not given
+OWN_HEAD_SIZES = (64, 32, 48, 40, 16, 8, 4, 2, 1)  # for a width without a number of heads: the first that divides
+
+
+def is_descriptor(model: str) -> bool:
+    """Is it the name of a shape (d12, gpt3:c768, llama:15M, llama), not of a model?"""
+    return re.fullmatch(r"(gpt2:)?d\d+|gpt3:c\d+|llama(:[\w.]*)?", model) is not None
+
+
+def is_llama(descriptor: str | None) -> bool:
+    """Does a descriptor name a Llama?"""
+    return descriptor is not None and descriptor.partition(":")[0] == "llama"
+
+
+def shape_of(
+    descriptor: str | None, vocab_size: int | None = None, sequence_length: int | None = None, **sizes: int
+) -> ModelConfig:
+    """The shape that a descriptor names (None: a GPT-2 of one's own), with the `sizes` of SHAPE that are given.
+
+    A Llama's context is the sequence length, as in llama2.c, and so is that of a shape of one's own; 0 leaves a size
+    to follow from the others. Raises UserError for a name that is none, and for sizes that do not go together.
+    """
+    if descriptor in (None, "llama"):
+        return _own_shape(is_llama(descriptor), vocab_size, sequence_length or 1024, **sizes)
+    context = sequence_length if is_llama(descriptor) else None
+    return reshaped(from_descriptor(str(descriptor), vocab_size, context), **sizes)
+
+
+def _own_shape(
+    llama: bool, vocab_size: int | None, context: int, *, layers: int = 0, heads: int = 0, kv_heads: int = 0,
+    channels: int = 0, hidden: int = 0,
+) -> ModelConfig:  # fmt: skip
+    layers, channels = layers or OWN_LAYERS, channels or OWN_CHANNELS
+    heads = heads or channels // next(size for size in OWN_HEAD_SIZES if channels % size == 0)
+    if llama:
+        return LlamaConfig(vocab_size or 32000, context, layers, heads, kv_heads, channels, hidden)
+    return GPT2Config(vocab_size or GPT2_VOCAB_SIZE, context, layers, heads, channels)
+
+
+def reshaped(
+    config: ModelConfig, *, layers: int = 0, heads: int = 0, kv_heads: int = 0, channels: int = 0, hidden: int = 0
+) -> ModelConfig:
+    """The config with those sizes that are not 0 in place of its own, and with all anew that follows from them."""
+    new_layers, new_heads, width = layers or config.layers, heads or config.heads, channels or config.channels
+    if isinstance(config, GPT2Config):
+        return replace(config, layers=new_layers, heads=new_heads, channels=width)
+    if heads and not kv_heads:  # as many query heads to a group as before, where that goes
+        group = config.heads // config.kv_heads
+        kv_heads = heads // group if heads % group == 0 else heads
+    return replace(
+        config,
+        layers=new_layers,
+        heads=new_heads,
+        kv_heads=kv_heads or config.kv_heads,
+        channels=width,
+        hidden=hidden or (0 if channels else config.hidden),
+        head_size=0 if heads or channels else config.head_size,
+    )
 
 
 def from_descriptor(descriptor: str, vocab_size: int | None = None, context: int | None = None) -> ModelConfig:

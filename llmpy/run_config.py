@@ -15,9 +15,11 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from llmpy import __version__
+from llmpy.config import SHAPE, is_descriptor, is_llama
 from llmpy.errors import UserError
 from llmpy.precision import CHOICES, SHORT, full_name
 
+BATCHES = ("stream", "windows", "documents")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 HEADER = "# llmpy train"  # how a file of ours begins
 SEAL = "# sha256 "  # and how its last line does
@@ -64,28 +66,53 @@ class TrainConfig:
     val_data: str | None = _setting(
         "data", None, "what to validate on (default: a part of the data, held out)", "-j", metavar="DATA"
     )
+    val_fraction: float | None = _setting(
+        "data", None, "how much of a text is held out for validation (default: 0.1, less of more than 50 MB)", high=1
+    )
     tokenizer: str | None = _setting(
         "data",
         None,
-        "bytes, gpt2, bpe:N or sentencepiece:N (N tokens, trained on the text) or a tokenizer's file (default: that of "
-        "the model or the shards, else bpe:3072)",
+        "bytes, gpt2, llama2, bpe:N or sentencepiece:N (N tokens, trained on the text as GPT-2 or Llama have them), a "
+        "tokenizer's file, or a model's folder or name (default: that of --init or the shards, else bpe:3072, for a "
+        "Llama sentencepiece:3072)",
         metavar="KIND",
     )
 
     model: str | None = _setting(
         "model",
         None,
-        "a shape, d12, gpt3:c768 or llama:15M, or a model to start from: a run folder, a Hugging Face folder or name, "
-        "an llm.c .bin (default: --layers --heads --channels)",
+        "a shape: d12, gpt3:c768, llama:15M; llama alone, or none for a GPT-2, is given its shape by the flags below, "
+        "which go over a named one's, too; or a model, as in --init",
         "-e",
+        metavar="SHAPE",
+    )
+    init: str | None = _setting(
+        "model",
+        None,
+        "a model to start from: a run folder, a Hugging Face folder or name, a .bin of llm.c or llama2.c, a GGUF, a "
+        "ckpt.pt; it brings its shape and its tokenizer",
         metavar="MODEL",
     )
     layers: int | None = _setting("model", None, "blocks of the model", low=1)
     heads: int | None = _setting("model", None, "attention heads of a block", low=1)
+    kv_heads: int | None = _setting(
+        "model", None, "heads of keys and values that groups of a Llama's heads share (default: all their own)", low=1
+    )
     channels: int | None = _setting("model", None, "width of the residual stream", low=1)
+    hidden: int | None = _setting("model", None, "width of a Llama's MLP (default: 8/3 of the channels)", low=1)
+    vocab_size: int | None = _setting(
+        "model", None, "tokens that the model knows, and a tokenizer is trained to (default: the tokenizer's)", low=1
+    )
 
     batch_size: int = _setting("batch", 8, "sequences computed at a time", "-b", low=1)
     sequence_length: int = _setting("batch", 128, "tokens of a sequence", "-t", low=1)
+    batches: str | None = _setting(
+        "batch",
+        None,
+        "what a batch is cut from: stream, all its tokens in a row, as llm.c does; windows, each sequence from another "
+        "place, as llama2.c does; documents, each from where a document begins (default: stream, for a Llama windows)",
+        choices=BATCHES,
+    )
     total_batch_tokens: int = _setting(
         "batch", -1, "tokens to a step, made of as many batches as it takes; -1: one batch", "-d", low=1, also=-1
     )
@@ -168,8 +195,7 @@ class TrainConfig:
             checked = _check(setting, getattr(self, setting.name))
             object.__setattr__(self, setting.name, checked)  # 1 given for a float is 1.0
         object.__setattr__(self, "precision", full_name(self.precision))
-        if self.model and (self.layers or self.heads or self.channels):
-            raise UserError(f"{flag('model')} {self.model} has a shape: leave out --layers, --heads and --channels")
+        self._check_model()
         tokens, batch = self.total_batch_tokens, self.batch_size * self.sequence_length
         if tokens != -1 and tokens % batch:
             fits = max(tokens // batch, 1) * batch
@@ -177,6 +203,22 @@ class TrainConfig:
                 f"{flag('total_batch_tokens')} {tokens} is no multiple of {self.batch_size} sequences of "
                 f"{self.sequence_length} tokens ({batch}): give {fits}, or change the batch"
             )
+
+    def _check_model(self) -> None:
+        """A shape or a model to start from, and only what goes with it."""
+        for name, value in with_init({"model": self.model, "init": self.init}).items():
+            object.__setattr__(self, name, value)
+        given = [name for name in ("model", *SHAPE, "vocab_size") if getattr(self, name) is not None]
+        if self.init is not None and given:
+            raise UserError(f"{flag('init')} {self.init} has a shape: leave out {flag(given[0])}")
+        for name in ("kv_heads", "hidden"):
+            if getattr(self, name) is not None and not is_llama(self.model):
+                raise UserError(f"{flag(name)} is a size of Llamas: add --model llama, or leave it out")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Those of SHAPE that are given."""
+        return {name: size for name in SHAPE if (size := getattr(self, name)) is not None}
 
     @property
     def micro_steps(self) -> int:
@@ -314,15 +356,23 @@ def from_settings(settings: Mapping[str, Any], where: str = "") -> TrainConfig:
         raise UserError(f"{where}: {error}" if where else str(error)) from error
 
 
+def with_init(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, with a --model that is no shape where it belongs: llm.c's -e takes either."""
+    model = settings.get("model")
+    if not isinstance(model, str) or is_descriptor(model) or settings.get("init") is not None:
+        return dict(settings)
+    return {**settings, "model": None, "init": model}
+
+
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `over` on top; a model that one names and a shape that the other gives do not stand side by side."""
-    shape = ("layers", "heads", "channels")
-    result = dict(base)
-    if over.get("model") is not None and not any(over.get(name) for name in shape):
-        result |= dict.fromkeys(shape)
-    if any(over.get(name) for name in shape) and over.get("model") is None:
-        result["model"] = None
-    return result | dict(over)
+    """`base` with `over` on top. A model that `over` names takes the place of all that `base` says of a model; sizes go
+    over those of a named shape, and take the place of a model to start from."""
+    result, over = with_init(base), with_init(over)
+    if over.get("model") is not None or over.get("init") is not None:
+        result |= dict.fromkeys(("model", "init", *SHAPE, "vocab_size"))
+    elif any(over.get(name) for name in SHAPE):
+        result["init"] = None
+    return result | over
 
 
 def as_settings(config: TrainConfig) -> dict[str, Any]:

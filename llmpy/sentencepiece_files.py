@@ -13,15 +13,24 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from llmpy.download import download
 from llmpy.errors import UserError
+from llmpy.files import cache_dir
 
 SPACE = "\u2581"  # stands for a space in a piece
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # sentencepiece_model.proto
 UNK, BOS, EOS = 0, 1, 2  # the ids that SentencePiece gives them, and llama2.c takes for granted
 _BPE = 2  # model_type in trainer_spec
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+# Llama 2's, as llama2.c has it in its repository.
+LLAMA2_URL = (
+    "https://raw.githubusercontent.com/karpathy/llama2.c/350e04fe35433e6d2941dce5a1f53308f87058eb/tokenizer.model"
+)
+LLAMA2_SIZE = 499_723
+LLAMA2_SHA256 = "9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
 
 
@@ -61,6 +70,17 @@ def check_pieces(pieces: Pieces, where: str) -> Pieces:
     if 0 < (held := kinds.count(BYTE)) < 256:
         raise UserError(f"{where}: damaged: it has {held} of the 256 bytes")
     return pieces
+
+
+def llama2_model() -> Path:
+    """Llama 2's tokenizer.model, in the cache. Raises UserError where it cannot be had."""
+    return download(
+        LLAMA2_URL,
+        cache_dir() / "llama2_tokenizer.model",
+        size=LLAMA2_SIZE,
+        sha256=LLAMA2_SHA256,
+        description="Llama 2's tokenizer",
+    )
 
 
 # ---- llama2.c's tokenizer.bin --------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ def byte_pair_tokens(texts: Iterable[str], vocab_size: int) -> list[bytes]:
 def sentencepiece_pieces(texts: Iterable[str], vocab_size: int) -> Pieces:
     """A SentencePiece model trained on the lines of the texts, with the settings of llama2.c's train_vocab.
 
-    Raises UserError where the texts have not enough to merge for `vocab_size` tokens, or more characters than that.
+    `vocab_size` pieces, or fewer if the texts have no more to merge. Raises UserError where their characters alone are
+    more than that.
     """
     import sentencepiece
 
@@ -66,6 +67,7 @@ def sentencepiece_pieces(texts: Iterable[str], vocab_size: int) -> Pieces:
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
+            hard_vocab_limit=False,
             self_test_sample_size=0,
             character_coverage=1.0,
             num_threads=os.cpu_count() or 1,

@@ -29,8 +29,9 @@ from llmpy.files import cache_dir, write_atomic
 from llmpy.sentencepiece_files import BOS, EOS, Pieces
 from llmpy.tokenizer_files import END_OF_TEXT, valid_text
 
+NAMES = ("bytes", "gpt2", "llama2")
 SPECS = (
-    "bytes, gpt2, bpe:N or sentencepiece:N (N tokens, trained on the text) or a file (tokenizer.json,"
+    f"{', '.join(NAMES)}, bpe:N or sentencepiece:N (N tokens, trained on the text) or a file (tokenizer.json,"
     " tokenizer.model, tokenizer.bin of llama2.c, gpt2_tokenizer.bin)"
 )
 # How GPT-2 cuts text before it merges bytes (Radford et al. 2019, encoder.py): contractions, words, numbers, the rest.
@@ -171,6 +172,8 @@ class Tokenizer(ABC):
             return ByteTokenizer()
         if spec == "gpt2":
             return gpt2()
+        if spec == "llama2":
+            return llama2()
         if training.is_trained(spec):
             train = train_sentencepiece if spec.startswith("sentencepiece:") else train_bpe
             return train(texts, training.trained_size(spec))
@@ -339,6 +342,13 @@ def gpt2() -> Tokenizer:
         ) from error
     tokens = [encoding.decode_single_token_bytes(i) for i in range(encoding.n_vocab)]
     return BytePairTokenizer("gpt2", tokens, encoding.eot_token)
+
+
+def llama2() -> Tokenizer:
+    """Llama 2's 32,000 tokens, from our cache or the network."""
+    tokenizer = Tokenizer.load(sentencepiece_files.llama2_model())
+    tokenizer.name = "llama2"
+    return tokenizer
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:

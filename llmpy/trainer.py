@@ -21,18 +21,19 @@ import numpy as np
 
 from llmpy import checkpoint
 from llmpy.assembly import assemble, with_absolute_paths
+from llmpy.config import SHAPE
 from llmpy.engine import Engine
 from llmpy.errors import UserError
 from llmpy.monitor import OutlierDetector, RunLog, Screen, Throughput, cut_logs, flops_per_token, step_line
 from llmpy.optimizer import AdamW, clip_scale, learning_rate
 from llmpy.progress import amount
 from llmpy.rng import hash64
-from llmpy.run_config import TrainConfig, as_settings, flag, from_settings, merged, read_toml, to_toml
+from llmpy.run_config import TrainConfig, as_settings, flag, from_settings, merged, read_toml, to_toml, with_init
 
 SAMPLE_TEMPERATURE = 0.75
 # What a run that goes on must share with the one that stopped: another value would be another run.
-FIXED = ("data", "tokenizer", "model", "layers", "heads", "channels", "batch_size", "sequence_length",
-         "total_batch_tokens", "overfit", "seed", "precision", "stochastic_rounding")  # fmt: skip
+FIXED = ("data", "val_fraction", "tokenizer", "model", "init", *SHAPE, "vocab_size", "batch_size", "sequence_length",
+         "batches", "total_batch_tokens", "overfit", "seed", "precision", "stochastic_rounding")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Trainer:
                 cut_logs(self.out, self.step, self.evaluated)
             else:
                 tokenizer = self.tokenizer.to_json() if self.tokenizer else None
-                checkpoint.start_run(self.out, to_toml(self.config), tokenizer, overwrite)
+                checkpoint.start_run(self.out, to_toml(self.config), tokenizer, overwrite, parts.chat_template)
         self.screen = Screen(self.config.steps, self.config.log_every, quiet)
         self.log = RunLog(None)
 
@@ -113,7 +114,7 @@ class Trainer:
         """
         path = Path(out) / checkpoint.CONFIG
         saved = from_settings(read_toml(path, sealed=True), str(path))
-        given = dict(changes or {})
+        given = with_init(changes or {})
         if given.get("precision") == "auto":  # whatever it was
             del given["precision"]
         wanted = with_absolute_paths(from_settings(merged(as_settings(saved), given)))

@@ -11,6 +11,7 @@ from llmpy.config import (
     LlamaConfig,
     RopeScaling,
     from_descriptor,
+    shape_of,
 )
 
 
@@ -105,3 +106,24 @@ def test_a_scaling_that_cannot_be_is_refused():
         RopeScaling(high_freq_factor=1.0)
     with pytest.raises(UserError, match="factor must be a number above 0"):
         RopeScaling(factor=-8)
+
+
+def test_sizes_go_over_those_of_a_named_shape():
+    assert shape_of("llama:15M", 500, 64) == LlamaConfig(500, 64, layers=6, heads=6, channels=288)
+    assert shape_of("llama:15M", 500, 64, layers=2, channels=96) == LlamaConfig(
+        500, 64, layers=2, heads=6, channels=96, hidden=256, head_size=16
+    )
+    halved = shape_of("llama:260K", heads=4)
+    assert (halved.heads, halved.kv_heads, halved.head_size, halved.hidden) == (4, 2, 16, 172)
+    assert shape_of("llama:260K", heads=1).kv_heads == 1
+    assert shape_of("llama:260K", kv_heads=8, hidden=99).hidden == 99
+    assert shape_of("d12", 257, 64, layers=2) == GPT2Config(257, 1024, 2, 12, 768)
+
+
+def test_a_shape_of_ones_own():
+    assert shape_of(None, 257, 64, channels=96) == GPT2Config(257, 64, 3, 3, 96)
+    assert shape_of("llama", 257, 64, kv_heads=1) == LlamaConfig(257, 64, layers=3, heads=2, kv_heads=1, channels=128)
+    with pytest.raises(UserError, match="2 heads cannot share 3 heads of keys and values"):
+        shape_of("llama", 257, 64, kv_heads=3)
+    with pytest.raises(UserError, match=r"no model is named 'llama:15'.*llama \(with a shape of your own\)"):
+        shape_of("llama:15")

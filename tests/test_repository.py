@@ -111,3 +111,12 @@ def test_nothing_large_and_no_leftovers_are_tracked():
         assert not re.search(r"(^|/)(__pycache__|runs|\.venv)/|\.(pyc|nbi|nbc|orig|rej|tmp)$", name), (
             f"{name} is a leftover"
         )
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.sh")), ids=lambda path: path.name)
+def test_a_recipe_is_made_of_commands_that_are_accepted(recipe):
+    text = re.sub(r"\\\n\s*", " ", recipe.read_text(encoding="utf-8"))
+    commands = llmpy_commands(text)
+    assert commands
+    for command in commands:
+        assert_parses(command)

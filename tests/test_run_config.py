@@ -37,7 +37,12 @@ def path(tmp_path):
         ({"recompute": 3}, "--recompute is one of 0, 1, 2"),
         ({"device": "cuda"}, "training on a GPU comes in a later version"),
         ({"precision": "fp16"}, "--precision is one of float32, bfloat16, auto, fp32, bf16, not fp16"),
-        ({"model": "d12", "layers": 3}, "d12 has a shape: leave out --layers"),
+        ({"model": "model.bin", "layers": 3}, "--init model.bin has a shape: leave out --layers"),
+        ({"init": "model.bin", "model": "llama:15M"}, "--init model.bin has a shape: leave out --model"),
+        ({"init": "model.bin", "vocab_size": 300}, "--init model.bin has a shape: leave out --vocab-size"),
+        ({"model": "d12", "kv_heads": 3}, "--kv-heads is a size of Llamas: add --model llama"),
+        ({"hidden": 3}, "--hidden is a size of Llamas: add --model llama"),
+        ({"batches": "stories"}, "--batches is one of stream, windows, documents"),
         ({"batch_size": 4, "sequence_length": 8, "total_batch_tokens": 100}, "no multiple of 4 .* of 8 .*: give 96"),
         ({"batch_size": 4, "sequence_length": 8, "total_batch_tokens": 16}, "give 32"),
     ],
@@ -133,10 +138,16 @@ def test_a_value_that_cannot_be_names_the_file():
 def test_flags_go_over_a_file_and_a_model_over_a_shape():
     shape = {"layers": 2, "heads": 2, "channels": 64, "steps": 5}
     assert merged(shape, {"steps": 7})["steps"] == 7
-    assert TrainConfig(**merged(shape, {"model": "d12"})).model == "d12"
-    assert TrainConfig(**merged({"model": "d12"}, {"layers": 2})).layers == 2
-    with pytest.raises(UserError, match="leave out"):
-        TrainConfig(**merged({}, {"model": "d12", "layers": 2}))
+    assert TrainConfig(**merged(shape, {"model": "d12"})) == TrainConfig(model="d12", steps=5)
+    assert TrainConfig(**merged(shape, {"model": "a.bin"})) == TrainConfig(init="a.bin", steps=5)
+    assert TrainConfig(**merged({"model": "a.bin"}, {"layers": 2})) == TrainConfig(layers=2)
+    assert TrainConfig(**merged({"init": "a.bin"}, {"model": "d12"})) == TrainConfig(model="d12")
+    assert TrainConfig(**merged({"model": "llama:15M"}, {"layers": 2})) == TrainConfig(model="llama:15M", layers=2)
+
+
+def test_a_model_that_is_no_shape_is_one_to_start_from():
+    assert TrainConfig(model="gpt2") == TrainConfig(init="gpt2")
+    assert TrainConfig(model="llama:15M", kv_heads=2).sizes == {"kv_heads": 2}
 
 
 def test_the_file_is_toml_that_others_read():

@@ -159,10 +159,15 @@ def test_training_is_that_of_llama2c(shared_data, tmp_path):
     assert ours.name == "sentencepiece:600"
 
 
+def test_a_text_that_has_no_more_to_merge_gives_fewer_tokens():
+    tokenizer = Tokenizer.from_spec("sentencepiece:100000", [TEXT])
+    assert 260 < tokenizer.vocab_size < 1000
+    assert tokenizer.name == f"sentencepiece:{tokenizer.vocab_size}"
+
+
 @pytest.mark.parametrize(
     ("spec", "why"),
     [
-        ("sentencepiece:100000", "cannot train sentencepiece:100000"),
         ("sentencepiece:260", "cannot train sentencepiece:260"),
         ("sentencepiece:259", "N must be from 260"),
         ("sentencepiece:x", "N in sentencepiece:N is a whole number, like sentencepiece:1024"),

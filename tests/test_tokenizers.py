@@ -236,7 +236,7 @@ def test_training_on_one_thread_gives_the_same_tokens(shared_data):
         ("bpe:-5", "N in bpe:N is a whole number"),
         ("bpe:256", "N must be from 257"),
         ("bpe:99999999", "N must be from 257"),
-        ("gpt3", "no tokenizer 'gpt3': give bytes, gpt2, bpe:N"),
+        ("gpt3", "no tokenizer 'gpt3': give bytes, gpt2, llama2, bpe:N"),
     ],
 )
 def test_bad_names(spec, message):

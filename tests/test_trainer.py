@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from llmpy import TrainConfig, Trainer, UserError, checkpoint, formats, memory
-from llmpy.assembly import is_descriptor, with_absolute_paths
+from llmpy.assembly import with_absolute_paths
+from llmpy.config import is_descriptor
 from llmpy.data.loader import DataLoader
 from llmpy.data.shards import write_shard
 from tests.tiny_runs import TEXT, VOCABULARY, events, losses, tiny, trained
@@ -249,7 +250,7 @@ def test_a_vocabulary_larger_than_the_models_is_refused(tmp_path, data, own_cach
         heads=None,
         channels=None,
     )
-    with pytest.raises(UserError, match=r"bpe:270 has 270 tokens, and .*first knows 257: give the --tokenizer that"):
+    with pytest.raises(UserError, match=r"bpe:270 has 270 tokens, and .*first knows 257: use the --tokenizer that"):
         Trainer(config, quiet=True)
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from llmpy import Engine, Trainer, UserError, formats
-from llmpy.assembly import is_descriptor
-from llmpy.config import LlamaConfig
+from llmpy.config import LlamaConfig, is_descriptor
 from llmpy.formats import llama2c
 from llmpy.models.llama import Llama
 from llmpy.monitor import flops_per_token
@@ -24,7 +23,7 @@ def llama(data, **changes):
 def test_a_run_by_a_descriptor_learns_and_generates(data, out, device):
     trainer = trained(llama(data, steps=30, device=device, precision="float32"), out)
     assert trainer.model.config == LlamaConfig(
-        VOCABULARY, 512, layers=5, heads=8, kv_heads=4, channels=64, hidden=172, rope_interleaved=False
+        VOCABULARY, 12, layers=5, heads=8, kv_heads=4, channels=64, hidden=172, rope_interleaved=False
     )
     assert trainer.val_loss < 3.5
     loaded = formats.load(out)

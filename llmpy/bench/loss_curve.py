@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmpy.config import GPT2Config
-from llmpy.models.gpt2 import GPT2
+from llmpy.config import LlamaConfig, ModelConfig
+from llmpy.models import Model, new_model
 from llmpy.optimizer import AdamW, clip_scale, learning_rate
 from llmpy.progress import Bar
 
@@ -22,7 +22,7 @@ from llmpy.progress import Bar
 class Curve:
     """A run: a model and tokens int32 [n], of which each step reads B windows of T + 1 from random places."""
 
-    config: GPT2Config
+    config: ModelConfig
     tokens: np.ndarray
     batch_size: int
     sequence_length: int
@@ -42,9 +42,10 @@ class Curve:
     def learning_rate(self, step: int) -> float:
         return learning_rate(step, self.steps, self.lr, "cosine", self.warmup, final_fraction=0.1)
 
-    def initial(self, precision: str = "float32") -> GPT2:
+    def initial(self, precision: str = "float32") -> Model:
         """The model before the first step, ready to be trained."""
-        return GPT2(self.config, "cpu", self.batch_size, self.sequence_length, precision=precision).initialize(42)
+        model = new_model(self.config, "cpu", self.batch_size, self.sequence_length, precision=precision)
+        return model.initialize(42)
 
 
 def ours(curve: Curve, bar: Bar, precision: str = "float32") -> list[float]:
@@ -68,9 +69,12 @@ def pytorch(curve: Curve, bar: Bar, nudge: float = 0.0, precision: str = "float3
     import torch
 
     from llmpy.bench.torch_gpt2 import TorchGPT2
-    from llmpy.bench.torch_model import autocast
+    from llmpy.bench.torch_llama import TorchLlama
+    from llmpy.bench.torch_model import TorchModel, autocast
 
-    model = TorchGPT2(curve.config).load(curve.initial().parameters)
+    shape = curve.config
+    model: TorchModel = TorchLlama(shape) if isinstance(shape, LlamaConfig) else TorchGPT2(shape)
+    model.load(curve.initial().parameters)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1 + nudge)

@@ -7,7 +7,8 @@ import argparse
 EXAMPLES = """examples:
   llmpy prepare shakespeare --tokenizer gpt2              Tiny Shakespeare as llm.c has it
   llmpy prepare tinystories --tokenizer bpe:4096          the TinyStories, 1.6 GB to fetch
-  llmpy prepare tinystories --tokenizer sentencepiece:4096   the same in tokens like llama2.c's
+  llmpy prepare tinystories --tokenizer sentencepiece:4096   in tokens as llama2.c trains them
+  llmpy prepare tinystories --tokenizer llama2            in those of Llama 2, llama2.c's default
   llmpy prepare my-book.txt --tokenizer bytes             your own text
   llmpy prepare "notes/**/*.md" --out data/notes          every file that a glob matches
   llmpy prepare chats.jsonl --field content               the text in field "content" of each line
@@ -27,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         default="bpe:3072",
         metavar="KIND",
-        help="bytes, gpt2, bpe:N or sentencepiece:N (N tokens, trained on the text) or a tokenizer's file (default: "
-        "bpe:3072)",
+        help="bytes, gpt2, llama2, bpe:N or sentencepiece:N (N tokens, trained on the text as GPT-2 or Llama have "
+        "them), a tokenizer's file, or a model's folder or name (default: bpe:3072)",
     )
     parser.add_argument("--out", metavar="DIR", help="folder for the result (default: one in the cache)")
     parser.add_argument(

@@ -22,7 +22,9 @@ EXAMPLES = """examples:
   llmpy train my-book.txt --out runs/my-book               of your own text
   llmpy train --data shakespeare --tokenizer bytes --layers 6 --heads 6 --channels 384 --steps 1000
   llmpy train --data shakespeare --model d12 --batch-size 4 --sequence-length 64 --steps 100
-  llmpy train my-book.txt --model gpt2 --lr 3e-5           go on training GPT-2 on your text
+  llmpy train stories.txt --model llama:15M --layers 4     a Llama; sizes go over those of a named shape
+  llmpy train my-book.txt --init gpt2 --lr 3e-5            go on training GPT-2 on your text
+  llmpy train stories.txt --init stories15M.bin --lr 1e-4  or a model of any file that llmpy run takes
   llmpy train --resume --out runs/my-book                  go on where a run stopped
   llmpy train --config runs/my-book/config.toml --out runs/again --seed 7
   llmpy train -i "data/*_train_*.bin" -j "data/*_val_*.bin" -e d12 -b 4 -t 1024 -d 8192 -x 100

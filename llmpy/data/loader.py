@@ -1,7 +1,15 @@
-"""Batches from shards of tokens, in llm.c's order, with a state from which they go on exactly.
+"""Batches from shards of tokens, with a state from which they go on exactly.
 
-One sample is world * B * T tokens in a row, of which each rank takes its own B * T (and the one that follows, as the
-last target). What does not fill a sample at a shard's end is left out.
+A batch has world * B sequences of T tokens (and the one that follows each, as its last target), of which each rank
+takes its own B. Where in a shard they begin:
+
+    stream     all of them follow one another, and whole batches are shuffled, as in llm.c
+    windows    T tokens apart, too, but shuffled one by one, as in llama2.c: a batch is from all over the shard
+    documents  with the token that begins a document, shuffled one by one; a sequence runs on into the documents that
+               follow, and the next one begins with the first document that this one has not seen to its end. Of a
+               document longer than T, only the first T tokens are seen.
+
+What does not fill a batch at a shard's end is left out: where sequences are shuffled, others in each epoch.
 """
 
 import os
@@ -22,9 +30,10 @@ _CHECKED_AT_START = 1 << 24  # tokens of the first shard; every batch is checked
 class DataLoader:
     """`next_batch()` gives x, y int32 [B, T], y being x moved on by one token. It starts over at the end of an epoch.
 
-    Each epoch shuffles the shards, and the samples inside each shard, where `shuffle` is set; all ranks alike, so that
-    together they read every token once. `vocab_size` None leaves ids unchecked. UserError for shards that are missing,
-    damaged, of another vocabulary, or too short for a batch.
+    Each epoch shuffles the shards, and what is in each shard, where `shuffle` is set; all ranks alike, so that together
+    they read all of it. `batches` says what is shuffled (above); "documents" needs `separator`, the token that begins
+    one. `vocab_size` None leaves ids unchecked. UserError for shards that are missing, damaged, of another vocabulary,
+    or too short for a batch.
     """
 
     def __init__(
@@ -38,14 +47,19 @@ class DataLoader:
         shuffle: bool = True,
         seed: int = SHUFFLE_SEED,
         vocab_size: int | None = None,
+        batches: str = "stream",
+        separator: int | None = None,
     ) -> None:
         self.B, self.T, self.rank, self.world, self.shuffle = B, T, rank, world, shuffle
-        self.vocab_size = vocab_size
+        self.vocab_size, self.batches, self.separator = vocab_size, batches, separator
+        if batches == "documents" and separator is None:
+            raise UserError("this tokenizer has no token between documents: choose --batches windows or stream")
         self.files: list[Path] = shard_files(pattern)
         self.shard_tokens = [shard_info(path).tokens for path in self.files]
-        self.samples_per_shard = [(tokens - 1) // self.sample_tokens for tokens in self.shard_tokens]
+        self._sequences = [len(self._sequence_starts(i)) for i in range(len(self.files))]
+        self.samples_per_shard = [sequences // (world * B) for sequences in self._sequences]
         if not any(self.samples_per_shard):
-            raise self._too_short()
+            raise self._too_few_documents() if batches == "documents" else self._too_short()
         if vocab_size is not None:
             check_vocabulary(open_shard(self.files[0])[:_CHECKED_AT_START], vocab_size, self.files[0])
         self._rng = MersenneTwister(seed)
@@ -73,18 +87,23 @@ class DataLoader:
 
     def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
         """x, y int32 [B, T], C-contiguous, each a copy of its own."""
-        while self._sample == len(self._sample_order):  # not only once: a shard may be too short for a sample
+        while self._sample == self._samples:  # not only once: a shard may be too short for a sample
             if self._position + 1 == len(self.files):
                 self._start_epoch()
             else:
                 self._open_shard(self._position + 1)
-        start = int(self._sample_order[self._sample]) * self.sample_tokens + self.rank * self.B * self.T
-        self._sample += 1
-        tokens = self._tokens[start : start + self.B * self.T + 1]
+        tokens = self._tokens[self._next_starts()[:, None] + np.arange(self.T + 1)]
         if self.vocab_size is not None and tokens.max() >= self.vocab_size:
             check_vocabulary(self._tokens, self.vocab_size, self._path)  # finds where, and says it
-        x, y = tokens[:-1].astype(np.int32), tokens[1:].astype(np.int32)
-        return x.reshape(self.B, self.T), y.reshape(self.B, self.T)
+        return tokens[:, :-1].astype(np.int32, order="C"), tokens[:, 1:].astype(np.int32, order="C")
+
+    def _next_starts(self) -> np.ndarray:
+        """Where the sequences of this rank's next batch begin, int64 [B]."""
+        shuffled_one_by_one = self.batches != "stream"
+        at = self._sample if shuffled_one_by_one else int(self._order[self._sample])
+        mine = np.arange(self.B) + (at * self.world + self.rank) * self.B
+        self._sample += 1
+        return self._starts[self._order[mine] if shuffled_one_by_one else mine]
 
     def state(self) -> dict[str, Any]:
         """All that `set_state` needs for the batches to go on from here, in types that JSON can hold."""
@@ -97,19 +116,22 @@ class DataLoader:
             "shard_tokens": list(self.shard_tokens),
             "sample_tokens": self.sample_tokens,
             "shuffle": self.shuffle,
+            "batches": self.batches,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken. UserError if the shards or the sizes are not those of then."""
+        state = {"batches": "stream"} | state  # older states do not say it
         for key, now in (
             ("shard_tokens", self.shard_tokens),
             ("sample_tokens", self.sample_tokens),
             ("shuffle", self.shuffle),
+            ("batches", self.batches),
         ):
             if state.get(key) != now:
                 raise UserError(
                     f"cannot go on in the data: {key} was {state.get(key)} and is {now} now; give the same shards, "
-                    f"batch size, sequence length and number of processes as before"
+                    f"batch size, sequence length, kind of batches and number of processes as before"
                 )
         try:
             order, position, sample = list(state["shard_order"]), int(state["position"]), int(state["sample"])
@@ -138,8 +160,25 @@ class DataLoader:
         self._path = self.files[shard]
         self._tokens = open_shard(self._path)
         self._shard_rng = self._rng.state()
-        samples = self.samples_per_shard[shard]
-        self._sample_order = self._rng.permutation(samples) if self.shuffle else range(samples)
+        self._samples = self.samples_per_shard[shard]
+        self._starts = self._sequence_starts(shard)
+        shuffled = len(self._starts) if self.batches != "stream" else self._samples
+        self._order = np.array(self._rng.permutation(shuffled) if self.shuffle else range(shuffled), np.int64)
+
+    def _sequence_starts(self, shard: int) -> np.ndarray:
+        """Where the sequences of a shard begin, int64 [n]."""
+        room = self.shard_tokens[shard] - self.T  # a sequence has a target behind its last token
+        if self.batches != "documents":
+            return np.arange(0, max(room, 0), self.T)
+        starts = np.flatnonzero(open_shard(self.files[shard]) == self.separator)
+        # From each document to the one that holds the first token it does not see, unless that is its own.
+        here = np.arange(len(starts))
+        following = np.maximum(np.searchsorted(starts, starts + self.T, side="right") - 1, here + 1).tolist()
+        chain, document = [], 0
+        while document < len(starts) and starts[document] < room:
+            chain.append(document)
+            document = following[document]
+        return starts[chain]
 
     def _too_short(self) -> UserError:
         tokens = max(self.shard_tokens)
@@ -153,4 +192,11 @@ class DataLoader:
         return UserError(
             f"{path} is too short: {tokens} tokens, but one batch of {self.B} x {self.T}{across} takes "
             f"{self.sample_tokens + 1}: lower {ways or 'both batch size and sequence length'}, or give more text"
+        )
+
+    def _too_few_documents(self) -> UserError:
+        most = max(self._sequences)
+        return UserError(
+            f"{self.files[self._sequences.index(most)]} has {most} sequences of {self.T} tokens that begin with a "
+            f"document, and a batch takes {self.world * self.B}: lower the batch size, or choose --batches windows"
         )

@@ -26,11 +26,13 @@ from llmpy.data.shards import SHARD_TOKENS, ShardWriter
 from llmpy.data.text_files import Piece, Split
 from llmpy.errors import UserError
 from llmpy.files import cache_dir, cannot_write, make_dir, sha256_of, sync_dir, write_text_atomic
+from llmpy.formats.tokenizer_places import open_tokenizer
 from llmpy.tokenizer_training import is_trained, trained_size
 from llmpy.tokenizers import Tokenizer
 
 DEFAULT_SOURCE = "python-docs"
-DEFAULT_TOKENIZER = "bpe:3072"
+DEFAULT_VOCABULARY = 3072
+DEFAULT_TOKENIZER = f"bpe:{DEFAULT_VOCABULARY}"
 MANIFEST = "manifest.json"
 MIN_CHARACTERS = 256
 MIN_TOKENS = 2  # of each split: an input and a target
@@ -81,10 +83,10 @@ def prepare(
     """Tokenizes `source` (a named corpus, file, folder or glob) into `out_dir`, by default a folder in the cache.
 
     Does nothing but read if the folder already holds the same text in the same tokens, whole. `tokenizer` is as for
-    `Tokenizer.from_spec`; the rest as for `open_corpus`. UserError for everything that can be wrong with the text, and
+    `open_tokenizer`; the rest as for `open_corpus`. UserError for everything that can be wrong with the text, and
     for a folder that holds something else.
     """
-    fixed = None if is_trained(tokenizer) else Tokenizer.from_spec(tokenizer)
+    fixed = None if is_trained(tokenizer) else open_tokenizer(tokenizer)
     wanted = fixed.fingerprint() if fixed else f"{tokenizer.partition(':')[0]}:{trained_size(tokenizer)}"
     corpus = open_corpus(source, field, val_fraction)
     key = hashlib.sha256(f"{_FORMAT} {corpus.name} {corpus.fingerprint} {wanted} {shard_tokens}".encode()).hexdigest()[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,17 @@ def read_chat_template(place: Path) -> StoredTemplate | None:
         ]
         source = found[0] if found else None
     return StoredTemplate(source, str(config_path), names) if isinstance(source, str) else None
+
+
+def template_of(*places: object) -> StoredTemplate | None:
+    """The template of a model in the first of the places that has one: where it is from, where its tokenizer is."""
+    paths = (place for place in places if isinstance(place, Path))
+    return next((found for path in paths if (found := read_chat_template(path))), None)
+
+
+def template_files(template: StoredTemplate) -> dict[str, str]:
+    """The files that hold a template beside a model, by name: what `read_chat_template` finds again."""
+    return {TEMPLATE: template.source, TOKENIZER_CONFIG: json.dumps(template.names, indent=1) + "\n"}
 
 
 def read_template_file(path: Path) -> str:

@@ -13,7 +13,8 @@ from llmpy.data.shards import open_shard, shard_info, write_shard
 from llmpy.errors import UserError
 from llmpy.files import cannot_write, make_dir, sync_dir
 from llmpy.formats import detect, hub, huggingface, llama2c, llmc
-from llmpy.tokenizers import Tokenizer
+from llmpy.formats.chat_templates import template_files, template_of
+from llmpy.tokenizers import SentencePieceTokenizer, Tokenizer
 
 TARGETS = ("llmc", "llama2c", "huggingface", "tokenizer", "shard")
 MODEL_DTYPES = {"llmc": ("float32", "bfloat16"), "llama2c": ("float32", "q8_0"), "huggingface": ("float32", "bfloat16")}
@@ -70,6 +71,8 @@ def _target_for(kind: str | None, target: Path) -> str | None:
         return "shard"
     if kind in detect.TOKENIZERS:
         return "tokenizer"
+    if target.suffix == ".model":
+        return "tokenizer"
     if target.suffix == ".bin":
         return None
     if target.suffix == "" or target.is_dir():
@@ -93,11 +96,25 @@ def _convert_tokenizer(source: str, path: Path, kind: str | None, target: Path) 
     elif kind is None and source in ("gpt2", "bytes"):
         tokenizer = Tokenizer.from_spec(source)
     else:
-        tokenizer = formats.load(source).tokenizer
+        model = formats.load(source)
+        tokenizer = model.tokenizer
+        if target.suffix == ".bin" and isinstance(model.config, LlamaConfig):
+            _check_for_llama2c(source, tokenizer)
     if tokenizer is None:
         raise UserError(f"{source} has no tokenizer beside it")
     tokenizer.save(target)
-    return f"{target}: tokenizer {tokenizer.name}, {tokenizer.vocab_size} tokens"
+    theirs = "llama2.c's" if isinstance(tokenizer, SentencePieceTokenizer) else "llm.c's"
+    form = f" in {theirs} form" if target.suffix == ".bin" else ""
+    return f"{target}: tokenizer {tokenizer.name}, {tokenizer.vocab_size} tokens{form}"
+
+
+def _check_for_llama2c(source: str, tokenizer: Tokenizer | None) -> None:
+    """Who converts a Llama's tokenizer to a .bin wants llama2.c to read it, and not llm.c."""
+    if tokenizer is not None and not isinstance(tokenizer, SentencePieceTokenizer):
+        raise UserError(
+            f"{source} has the tokenizer {tokenizer.name}, and llama2.c's tokenizer.bin holds SentencePiece's: train "
+            f"with --tokenizer sentencepiece:{tokenizer.vocab_size}, or save a tokenizer.json"
+        )
 
 
 def _convert_shard(path: Path, kind: str | None, target: Path, dtype: str | None) -> str:
@@ -127,6 +144,9 @@ def _write_folder(target: Path, model: formats.LoadedModel, dtype: str) -> None:
         )
         if tokenizer:
             tokenizer.save(workshop / hub.TOKENIZER)
+        if template := template_of(model.source, model.tokenizer_source):
+            for name, text in template_files(template).items():
+                (workshop / name).write_text(text, encoding="utf-8")
         if target.exists():
             for name in (huggingface.WEIGHTS, huggingface.INDEX):  # not one's config with the other's weights
                 if not (workshop / name).exists():

@@ -50,6 +50,14 @@ def download_model(name: str) -> Path:
     return folder
 
 
+def download_tokenizer(name: str) -> Path:
+    """The tokenizer's file of a model, in the cache. Raises UserError where it cannot be had."""
+    for file in (TOKENIZER, SENTENCEPIECE):
+        if (found := _get(name, file)) is not None:
+            return found
+    raise UserError(f"{name} on the hub has neither {TOKENIZER} nor {SENTENCEPIECE}: name another, or a file")
+
+
 def _get(name: str, file: str, revision: str | None = None) -> Path | None:
     """The file in the cache, downloaded only where it is not there yet; None where the model has none of that name."""
     import huggingface_hub

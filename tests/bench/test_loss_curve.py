@@ -44,6 +44,13 @@ def test_three_curves_in_float32(script, capsys, tmp_path):
     assert files <= {"loss_curve.json", "loss_curve.png"}
 
 
+def test_three_curves_of_a_llama(script, tmp_path):
+    result = script("--steps", "6", "--model", "llama", "--kv-heads", "1")
+    assert (result["model"]["layers"], result["model"]["kv_heads"], result["model"]["hidden"]) == (1, 1, 64)
+    assert result["differences"][1]["largest"] < 1e-4
+    assert (tmp_path / "out" / "loss_curve_llama.json").exists()
+
+
 def test_three_curves_in_bfloat16(script, tmp_path):
     result = script("--steps", "6", "--precision", "bf16")
     names = ["llm.py, bfloat16", "PyTorch, bfloat16 (autocast)", "llm.py, float32"]

@@ -238,7 +238,9 @@ def test_a_run_by_short_flags(data, here):
     shape = "--tokenizer bytes --layers 1 --heads 2 --channels 16 --device reference"
     assert main(["train", *flags.split(), *shape.split()]) == 0
     config = tomllib.loads((here / "run" / "config.toml").read_text())
-    assert config["batch"] == {"batch_size": 2, "sequence_length": 12, "total_batch_tokens": 48}
+    assert config["batch"] == {
+        "batch_size": 2, "sequence_length": 12, "batches": "stream", "total_batch_tokens": 48,
+    }  # fmt: skip
     assert config["data"]["data"] == f"{data}/*_train_*.bin"
     assert (here / "run" / "main.log").read_text().splitlines()[0].startswith("s:0 tel:")
 
@@ -281,7 +283,9 @@ def test_a_run_in_float32(data, here, flags, precision):
         ("--precision fp16", "--precision is one of float32, bfloat16, auto, fp32, bf16, not fp16"),
         ("--precision bf16", "the reference kernels compute in float32: leave out --precision bfloat16"),
         ("--heads 3", "16 channels cannot be shared by 3 heads"),
-        ("--model d12", "--model d12 has a shape: leave out --layers, --heads and --channels"),
+        ("--init model.bin", "--init model.bin has a shape: leave out --layers"),
+        ("--kv-heads 1", "--kv-heads is a size of Llamas: add --model llama"),
+        ("--vocab-size 256", "--vocab-size 256: bytes has 257 tokens: give that many or more"),
         ("--data other.txt", "the data are given twice"),
         ("--resume --overwrite", "give one of them"),
         ("--config missing.toml", "cannot read missing.toml: No such file"),
