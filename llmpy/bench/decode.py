@@ -66,8 +66,8 @@ class Rival(Protocol):
 def our_generation(work: dict[str, Any]) -> Callable[[], float]:
     """For a worker: the work, which returns the seconds that a token took, of `batch_size` texts together."""
     todo = Generation(**work)
-    kernels.start("cpu", todo.threads, kernels_of(todo.precision))
     engine = open_engine(todo)
+    kernels.start("cpu", todo.threads, engine.precision)
     tokens, numbers = 1 if todo.prompt else todo.tokens, count()
 
     def generate() -> tuple[float, int]:
@@ -101,20 +101,14 @@ def within(work: Generation, context: int) -> Generation:
     return work
 
 
-def kernels_of(precision: str | None) -> str:
-    """Those that have to be compiled: weights of 8 bits meet numbers in float32."""
-    return "bfloat16" if precision == "bfloat16" else "float32"
-
-
 def bytes_read(engine: Engine, work: Generation) -> dict[str, int]:
     """What one step reads: every weight of a product once, for all texts, and the keys and values of each text at the
     position in the middle."""
-    config, narrow = engine.model.config, work.precision == "bfloat16"
-    numbers = sum(spec.size for spec in engine.model.parameters.table if spec.product)
+    config, weights = engine.model.config, engine.weights
     heads = config.kv_heads if isinstance(config, LlamaConfig) else config.heads
-    position = config.layers * 2 * heads * config.head_size
-    width = 2 if narrow else 4
-    return {"weights": width * numbers, "cache": width * position * work.batch_size * work.tokens // 2}
+    position = config.layers * 2 * heads * config.head_size * (2 if engine.precision == "bfloat16" else 4)
+    looked_up = 0 if weights.head is weights.embedding else weights.embedding.nbytes  # one row of it is read
+    return {"weights": weights.nbytes - looked_up, "cache": position * work.batch_size * work.tokens // 2}
 
 
 # ---- models to measure ---------------------------------------------------------------------------------------------
@@ -147,8 +141,8 @@ def bench(work: Generation, rounds: int, rivals: list[Rival], folder: Path) -> d
 
     A batch is measured beside one text alone. `folder` is for files that are gone afterwards.
     """
-    kernels.start("cpu", work.threads, kernels_of(work.precision))  # compiled here, where it shows
     engine = open_engine(work)
+    kernels.start("cpu", work.threads, engine.precision)  # compiled here, where it shows
     config = engine.model.config
     work = within(work, engine.context)
     read = bytes_read(engine, work)

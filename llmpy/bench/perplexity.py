@@ -57,14 +57,14 @@ CUTS = {"stream": stream_windows, "stories": story_windows}
 
 def nats_a_token(engine: Engine, windows: Windows, side_by_side: int, bar: Bar) -> float:
     """The mean over all that is foretold; `side_by_side` windows are read at once, token by token."""
-    model, total = engine.model, 0.0
-    decoder = new_decoder(model.config, model.parameters, engine.backend, side_by_side, engine.weights)
+    total = 0.0
+    decoder = new_decoder(engine.weights, engine.backend, side_by_side, precision=engine.precision)
     for first in range(0, len(windows.tokens), side_by_side):
         group = slice(first, first + side_by_side)
         tokens, targets = windows.tokens[group], windows.targets[group]
-        rows = np.arange(len(tokens))
+        rows = np.arange(len(tokens), dtype=np.int32)
         for position in range(used(targets)):
-            logits = decoder.decode(np.ascontiguousarray(tokens[:, position]), position)
+            logits = decoder.decode(np.ascontiguousarray(tokens[:, position]), np.full_like(rows, position), rows)
             target, counts = targets[:, position], targets[:, position] != NOTHING
             top = logits.max(1)
             sums = np.exp((logits - top[:, None]).astype(np.float64)).sum(1)

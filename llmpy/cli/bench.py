@@ -165,8 +165,8 @@ def _of_training(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _decode(args: argparse.Namespace) -> dict[str, Any]:
-    from llmpy.assembly import is_descriptor
     from llmpy.bench import decode, decode_peers, peers
+    from llmpy.config import is_descriptor
     from llmpy.kernels import cpu
     from llmpy.precision import resolve
 

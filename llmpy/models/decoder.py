@@ -100,8 +100,8 @@ class Decoder(ABC, Generic[Config]):
     def prefill(self, tokens: np.ndarray, slot: int = 0, start: int = 0) -> np.ndarray:
         """tokens int32 [T], appended behind the `start` tokens that the slot holds -> logits [V] after the last.
 
-        They are valid until the next prefill. What the slot held from `start` on is forgotten. All but the last are read
-        in blocks, for their keys and values; the last is decoded, as those that follow will be.
+        They are valid until the next prefill. What the slot held from `start` on is forgotten. All but the last are
+        read in blocks, for their keys and values; the last is decoded, as those that follow will be.
         """
         if not 0 < len(tokens) <= self.config.context - start:
             raise ValueError(f"{len(tokens)} tokens behind {start} are not in a context of {self.config.context}")
