@@ -61,8 +61,9 @@ def main() -> None:
     names, nats = [SHORT.get(name, name) for name in args.precision], {}
     with bar("reading", len(names) * windows.count, "tokens") as shown:
         for name in names:
-            kernels.start("cpu", args.threads, "bfloat16" if name == "bfloat16" else "float32")
-            nats[name] = perplexity.nats_a_token(Engine(model, precision=name), windows, args.side_by_side, shown)
+            engine = Engine(model, precision=name)
+            kernels.start("cpu", args.threads, engine.precision)
+            nats[name] = perplexity.nats_a_token(engine, windows, args.side_by_side, shown)
     result = {
         "model": args.model,
         "text": args.text,
