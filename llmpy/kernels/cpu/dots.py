@@ -21,9 +21,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from llmpy.kernels.cpu.compile import entry
-from llmpy.kernels.cpu.emit import BF16, F32, I8, I16, I32, I64, broadcast, call, declare, define, lanes, splat, widened
+from llmpy.kernels.cpu.emit import BF16, F32, I8, I16, I32, I64, broadcast, call, declare, define, lanes, prefetch_line, splat, widened
 from llmpy.kernels.cpu.isa import ISA
 
+AHEAD = 6144  # bytes that are asked for before they are read
 GROUP = 32  # numbers of a vector in bytes that have one scale
 F16 = ir.HalfType()
 BYTES_LANES = max(8, ISA.tile.width)  # 32-bit lanes, of four bytes each: one block of 32 or two
@@ -250,6 +251,7 @@ class _Dots:
     """The frame of all kinds: sums in registers, a loop over the depth, and the sums across lanes at the end."""
 
     lanes: int
+    together = 1  # rows that meet one vector at a time: memory is read fastest in one stream
 
     def __init__(self, build: ir.IRBuilder, args: Any, kind: str, rows: int, vectors: int) -> None:
         self.build, self.kind = build, kind
@@ -263,6 +265,13 @@ class _Dots:
 
     def at(self, address: Any, offset: Any, kind: Any) -> Any:
         return load_at(self.build, address, offset, kind)
+
+    def fetch(self, address: Any, offset: Any, size: int) -> None:
+        """Asks for what lies AHEAD of there, in the rows that come next. A row is too short for the processor to run
+        ahead of it by itself."""
+        start = self.build.add(self.build.add(address, offset), I64(AHEAD))
+        for line in range(0, size, 64):
+            prefetch_line(self.build, self.build.add(start, I64(line)))
 
     def grow(self, row: int, vector: int, x: Any, y: Any) -> None:
         """sum += x y, in every lane"""
@@ -297,7 +306,12 @@ class _Dots:
             build.store(build.load(total), pointer, align=4)
 
     def emit(self) -> None:
-        self.run()
+        rows, sums = self.rows, self.sums
+        together = len(rows) if len(self.vectors) > 1 else self.together
+        for i in range(0, len(rows), together):
+            self.rows, self.sums = rows[i : i + together], sums[i : i + together]
+            self.run()
+        self.rows, self.sums = rows, sums
         self.add_across()
 
     def run(self) -> None:
@@ -322,6 +336,8 @@ class _Floats(_Dots):
         xs = [read(build, x, build.mul(k, I64(4)), F32, self.lanes, mask) for x in self.vectors]
         for i, row in enumerate(self.rows):
             numbers = read_floats(build, self.kind, row, build.mul(k, I64(size)), self.lanes, mask)
+            if mask is None:
+                self.fetch(row, build.mul(k, I64(size)), 64)
             for j, x in enumerate(xs):
                 self.grow(i, j, numbers, x)
 
@@ -342,6 +358,8 @@ class _Pairs(_Floats):
         xs = [numbers(x) for x in self.vectors]
         for i, row in enumerate(self.rows):
             w = numbers(row)
+            if mask is None:
+                self.fetch(row, build.mul(k, I64(2)), 64)
             for j, x in enumerate(xs):
                 total = self.sums[i][j]
                 build.store(build.call(dot, [build.load(total), w, x]), total)
@@ -355,6 +373,11 @@ class _Bytes(_Dots):
     """
 
     lanes = BYTES_LANES
+
+    @property
+    def together(self) -> int:  # type: ignore[override]
+        """Where bytes have to be unpacked first, arithmetic limits: rows that share what is read of the vector."""
+        return 1 if self.kind == "Q8_0" else 4
 
     def run(self) -> None:
         build = self.build
@@ -384,6 +407,7 @@ class _Bytes(_Dots):
         offset = build.mul(build.lshr(k, I64(5)), I64(size))
         for i, row in enumerate(self.rows):
             starts = [build.add(row, build.add(offset, I64(size * block))) for block in range(count)]
+            self.fetch(row, offset, 64)
             q = self.quants(starts)
             d = self.halves(starts, 0)
             m = self.halves(starts, 2) if self.kind == "Q4_1" else None
@@ -422,6 +446,7 @@ class _Bytes(_Dots):
         build, EIGHT = self.build, ir.VectorType(F32, 8)
         for i, row in enumerate(self.rows):
             start = build.add(row, offset)
+            self.fetch(row, offset, 144)
             low, middle, high = (self.at(start, at, I32) for at in (4, 8, 12))
             spare = [build.shl(build.and_(build.lshr(x, I32(6)), I32(0x03030303)), I32(4)) for x in (low, middle)]
             scales = build.or_(build.and_(high, I32(0x0F0F0F0F)), spare[0])
@@ -450,6 +475,7 @@ class _Bytes(_Dots):
         build, SIXTEEN = self.build, ir.VectorType(F32, 16)
         for i, row in enumerate(self.rows):
             start = build.add(row, offset)
+            self.fetch(row, offset, 210)
             d = build.fpext(self.at(start, 208, F16), F32)
             scales = build.sitofp(self.at(start, 192, ir.VectorType(I8, 16)), SIXTEEN)
             scales = build.fmul(scales, broadcast(build, d, 16))
