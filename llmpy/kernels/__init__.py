@@ -69,7 +69,7 @@ hs head size, H hidden channels, V vocabulary, S sequences being decoded.
 
     Decode(config, weights, keys, values, cos=None, sin=None)
         one token for a few sequences, the whole model in one call: over a model's StoredWeights and a cache of keys and
-        values [L, slots, T, NKV, hs]; cos, sin [T, hs/2] for a Llama
+        values [L, slots, T, NKV, hs], in memory with a head's T rows together; cos, sin [T, hs/2] for a Llama
     Decode(...)(logits, x, slots, positions)
         logits [S, V] after x [S, C], the embeddings of the newest tokens of S sequences, int32 slots and positions [S];
         each attends to 0..position

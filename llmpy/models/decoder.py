@@ -66,7 +66,7 @@ class Decoder(ABC, Generic[Config]):
         self.kv_heads = c.kv_heads if isinstance(c, LlamaConfig) else c.heads
         self.memory = plan = MemoryPlan()
         for name in ("keys", "values"):
-            shape = c.layers, sequences, c.context, self.kv_heads, c.head_size
+            shape = c.layers, sequences, self.kv_heads, c.context, c.head_size  # a head is read from end to end
             plan.add("key-value cache", name, *shape, dtype=self.numbers)
         block = min(BLOCK, c.context)
         self._plan_activations(plan, block)
@@ -74,6 +74,8 @@ class Decoder(ABC, Generic[Config]):
         plan.add("logits", "logits", sequences + 1, c.vocab_size)  # of a step, and apart from them those of a prompt
         texts = "one text" if sequences == 1 else f"{sequences} texts side by side"
         self.arrays = plan.take(f"the cache holds {c.context} tokens of {texts}; shorten it (--context), or make fewer")
+        for name in ("keys", "values"):
+            self.arrays[name] = self.arrays[name].swapaxes(2, 3)  # [L, slots, T, NKV, hs]
         self._begin()
         angles = self.arrays.get("cos"), self.arrays.get("sin")
         self._decode = self.kernels.Decode(c, weights, self.arrays["keys"], self.arrays["values"], *angles)

@@ -62,9 +62,9 @@ def decoders(weights, slots, dtype=np.float32):
     """The CPU's and the reference's, over caches of the same content."""
     c = weights.config
     kv_heads = getattr(c, "kv_heads", c.heads)
-    shape = c.layers, slots, c.context, kv_heads, c.head_size
+    shape = c.layers, slots, kv_heads, c.context, c.head_size
     random = np.random.default_rng(4)
-    caches = [random.standard_normal(shape).astype(dtype) for _ in range(2)]
+    caches = [random.standard_normal(shape).astype(dtype).swapaxes(2, 3) for _ in range(2)]
     angles = rotations(c, c.context) if isinstance(c, LlamaConfig) else ()
     ours = cpu.Decode(c, weights, *caches, *angles)
     exact = [cache.astype(np.float64) for cache in caches]

@@ -80,7 +80,8 @@ _S, _THREADS, _LOGITS = SIZES.index("S"), SIZES.index("threads"), AT_MATRICES + 
 class Decode:
     """Decodes with the weights of a model, over a cache that others may write, too.
 
-    keys and values [L, slots, T, NKV, hs], float32 or bfloat16; cos and sin [T, hs / 2] of every position, for a Llama.
+    keys and values [L, slots, T, NKV, hs], float32 or bfloat16, in memory with a head's T rows together; cos and sin
+    [T, hs / 2] of every position, for a Llama.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Decode:
         sin: np.ndarray | None = None,
     ) -> None:
         self.config = config
+        assert all(cache.swapaxes(2, 3).flags.c_contiguous for cache in (keys, values))
         L, slots, T, NKV, hs = keys.shape
         C, NH, V, threads = config.channels, config.heads, config.vocab_size, get_num_threads()
         H = config.hidden if isinstance(config, LlamaConfig) else 4 * C

@@ -51,7 +51,7 @@ Of the model: L, C, NH, NKV, hs, H, V; the table of weights, int64 [L + 1, 7, 4]
 vectors [L, n], of the last norm [1, C], of width 0 where a model has none (without ln1b the norms are RMSNorms); cos
 and sin [T, hs / 2] of every position, or [0, 0]; eps [1, 1].
 
-Of the cache: the addresses of `keys` and `values` [L, slots, T, NKV, hs], bfloat16 if `narrow`.
+Of the cache: the addresses of `keys` and `values` [L, slots, NKV, T, hs], bfloat16 if `narrow`.
 
 To work in: normed [(threads + 1) * slots, C] and forms uint8 [(threads + 1) * slots, 5 * room], first everybody's, then
 each thread's own; q and att [slots, NH * hs], hidden [slots, H], scores [threads, T], spare [threads, n]. `room` is the
@@ -282,8 +282,8 @@ def _add_bias(m, y, column, b, first, last):
 
 @helper
 def _place(m, cache, layer, slot, t, h):
-    """The address of a head of the keys or values [L, slots, T, NKV, hs]."""
-    return cache + (((layer * m.slots + slot) * m.T + t) * m.NKV + h) * m.hs * (2 if m.narrow else 4)
+    """The address of a head of the keys or values [L, slots, NKV, T, hs]."""
+    return cache + (((layer * m.slots + slot) * m.NKV + h) * m.T + t) * m.hs * (2 if m.narrow else 4)
 
 
 @helper
@@ -354,7 +354,7 @@ def _largest(x):
 def _attend(m, y, q, keys, values, count, scores, spare):
     """y [hs] = attention of q [hs] over the first `count` keys and values of a head, which lie at these addresses."""
     hs = q.size
-    stride, kind = m.NKV * hs * (2 if m.narrow else 4), BF16 if m.narrow else F32
+    stride, kind = hs * (2 if m.narrow else 4), BF16 if m.narrow else F32
     query = np.int64(q.ctypes.data)
     if _FORMS[kind] == HALVES:
         halves = spare[:hs].view(np.uint16)

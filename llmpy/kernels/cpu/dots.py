@@ -21,7 +21,22 @@ from numba import types
 from numba.extending import intrinsic
 
 from llmpy.kernels.cpu.compile import entry
-from llmpy.kernels.cpu.emit import BF16, F32, I8, I16, I32, I64, broadcast, call, declare, define, lanes, prefetch_line, splat, widened
+from llmpy.kernels.cpu.emit import (
+    BF16,
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    broadcast,
+    call,
+    declare,
+    define,
+    lanes,
+    prefetch_line,
+    splat,
+    widened,
+)
 from llmpy.kernels.cpu.isa import ISA
 
 AHEAD = 6144  # bytes that are asked for before they are read
