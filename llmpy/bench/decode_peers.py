@@ -8,8 +8,7 @@ import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,41 +118,13 @@ class Torch:
         with timing.worker(self.name, self.peer.environment | peers.thread_settings(work.threads)) as process:
             sizes = {"prompt": work.prompt, "threads": work.threads, "wide": work.precision in (None, "float32")}
             process.prepare(
-                "llmpy.bench.decode_peers:pytorch_reading",
+                "llmpy.bench.torch_reading:reading",
                 warm_up=2,
                 model=work.model,
                 compiled=self.peer.compiled,
                 **sizes,
             )
             yield timing.OwnClock(process)
-
-
-def pytorch_reading(model: str, prompt: int, threads: int, wide: bool, compiled: bool) -> Callable[[], float]:
-    """For a worker: the same weights, in bfloat16 unless `wide`; the work returns the seconds a token of the prompt."""
-    import torch
-
-    torch.set_num_threads(threads)
-    loaded = formats.load(model)
-    network = (
-        peers.torch_model(loaded.config).load(loaded.parameters).to(torch.float32 if wide else torch.bfloat16).eval()
-    )
-    del loaded
-    read = network.last_logits
-    if compiled:
-        from torch._inductor import config
-
-        config.freezing = True  # weights that do not change are brought into the order of its products once
-        read = torch.compile(read)
-    ids = Generation(model, None, threads, prompt=prompt).prompt_ids(network.config.vocab_size)
-    tokens = torch.from_numpy(ids).long()[None]
-
-    def reading() -> tuple[float, int]:
-        start = time.perf_counter()
-        with torch.inference_mode():
-            read(tokens).argmax(-1).item()
-        return time.perf_counter() - start, prompt
-
-    return lambda: timing.seconds_each(reading)
 
 
 def rivals(against: str | None, binary: Path | None, python: str | None, torch: list[peers.Peer]) -> list[Rival]:

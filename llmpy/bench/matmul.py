@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from llmpy import kernels
-from llmpy.bench import ceilings, machine, peers, timing
+from llmpy.bench import machine, peers, timing
 from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.errors import UserError
 from llmpy.memory import MemoryPlan
@@ -139,6 +139,8 @@ def bench(
 
     Raises UserError where there are no others: bfloat16 without PyTorch.
     """
+    from llmpy.bench import ceilings  # not above: it loads our kernels, which no peer's process may
+
     contestants = {"llm.py": "our_product"}
     if precision == "float32":
         contestants["NumPy"] = "numpy_product"

@@ -1,6 +1,7 @@
 """Generating, measured: the models and the peers of it, faked by tiny programs."""
 
 import json
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -203,6 +204,13 @@ def test_pytorch_reads_the_prompt(model, tmp_path, precision):
     theirs = TorchLlama(loaded.config).load(loaded.parameters).last_logits(torch.from_numpy(ids).long()[None])
     step = next(llmpy.Engine(loaded).generate(ids, 1, temperature=0.0))
     assert step == [theirs.argmax().item()]
+
+
+@pytest.mark.parametrize("module", ["torch_reading", "llamacpp", "train", "matmul", "attention"])
+def test_what_runs_a_peer_loads_none_of_our_kernels(module):
+    pytest.importorskip("torch")
+    code = f"import sys, llmpy.bench.{module}; sys.exit('llmpy.kernels.cpu' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=timing.ROOT, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
