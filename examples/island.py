@@ -8,10 +8,10 @@ Any model that knows the English of TinyStories will do: a run folder, llama2.c'
 
 A villager has a name, a mood, a place, and memories: what others have said to them. A mind is a slot in the cache of
 one decoder; it holds the villager's own small story, and what happens to the villager is read into it. Every hour the
-villagers walk, those who meet talk, and those who are alone wish for something. Whoever has something to say in that
-hour says it in the same batch: one pass over the weights makes the next token of every sentence. The frame of the
-stories is written here; all that the villagers say, want and feel is how the model goes on. The same seed gives the
-same day.
+villagers walk, those who meet talk, and those who are alone wish for something. Whoever speaks just then is in the
+same batch: one pass over the weights makes the next token of every sentence, and a sentence that is said lets the
+answer in. The frame of the stories is written here; all that the villagers say, want and feel is how the model goes on.
+The same seed gives the same day.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import argparse
 import random
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from chronicle import Memory, Scene, Villager, evening, worth_telling
-from minds import Minds
+from minds import Minds, Tale, Wish
 
 import llmpy
 from llmpy import kernels, progress
@@ -72,41 +72,50 @@ class Island:
         ]
 
     def hour(self, hour: int, advance: Callable[[], None]) -> list[Scene]:
-        """All that happens in an hour, in three waves: speaking and wishing, answering, feeling."""
+        """All that happens in an hour. `advance` is called as each scene ends."""
         part = "morning" if hour < 12 else "afternoon" if hour < 18 else "evening"
         meetings, alone = self._walk()
-        scenes: list[Scene] = []
-        for pair in meetings:
-            scenes.append(self._meeting(part, *pair))
-        for villager in alone:
-            scenes.append(Scene([villager], villager.place, [villager.mood], None))
-            end = f" One {part}, {villager.name} was alone {villager.place}. {villager.pronoun} wanted to"
-            self._begin(villager, end)
-        first = self._say({s.who[0].number: QUOTE if len(s.who) == 2 else FULL_STOP for s in scenes})
-        advance()
-
-        talks = [scene for scene in scenes if len(scene.who) == 2 and first[scene.who[0].number]]
-        for scene in talks:
-            speaker, listener = scene.who
-            heard = f' {speaker.name} said, "{first[speaker.number]}" {listener.name} said, "'
-            self._begin(listener, f" One {part}, {listener.name} met {speaker.name} {scene.place}.{heard}")
-        answers = self._say({scene.who[1].number: QUOTE for scene in talks})
-        advance()
-
-        talks = [scene for scene in talks if answers[scene.who[1].number]]
-        for scene in talks:
-            speaker, listener = scene.who
-            scene.lines = [first[speaker.number], answers[listener.number]]
-            self.minds.hear(speaker.number, f' {listener.name} said, "{scene.lines[1]}" {speaker.name} felt')
-            self.minds.hear(listener.number, f" {listener.name} felt")
-        self._feel([villager for scene in talks for villager in scene.who])
-        for scene in talks:
-            self._remember(scene)
-        for scene in scenes:
-            if len(scene.who) == 1 and first[scene.who[0].number]:
-                scene.lines = [first[scene.who[0].number]]
-        advance()
+        scenes = [self._scene(*pair) for pair in meetings] + [self._scene(villager) for villager in alone]
+        self.minds.live(self._tale(scene, part, advance) for scene in scenes)
         return [scene for scene in scenes if scene.lines]
+
+    def _tale(self, scene: Scene, part: str, advance: Callable[[], None]) -> Tale:
+        yield from self._talk(scene, part) if len(scene.who) == 2 else self._wish(scene, part)
+        advance()
+
+    def _wish(self, scene: Scene, part: str) -> Tale:
+        """Somebody is alone and wants something."""
+        [one] = scene.who
+        self._begin(one, f" One {part}, {one.name} was alone {scene.place}. {one.pronoun} wanted to")
+        if wish := (yield from self._say(one, FULL_STOP, clean_wish)):
+            scene.lines = [wish]
+
+    def _talk(self, scene: Scene, part: str) -> Tale:
+        """One speaks, the other answers; each hears the other, feels something, and remembers."""
+        speaker, listener = scene.who
+        self._begin(speaker, f' One {part}, {speaker.name} met {listener.name} {scene.place}. {speaker.name} said, "')
+        if not (said := (yield from self._say(speaker, QUOTE, clean_speech))):
+            return
+        heard = f'{speaker.name} said, "{said}" {listener.name} said, "'
+        self._begin(listener, f" One {part}, {listener.name} met {speaker.name} {scene.place}. {heard}")
+        if not (answer := (yield from self._say(listener, QUOTE, clean_speech))):
+            return
+        self.minds.hear(speaker.number, f' {listener.name} said, "{answer}" {speaker.name} felt')
+        self.minds.hear(listener.number, f" {listener.name} felt")
+        for villager in scene.who:
+            feeling = yield Wish(villager.number, FULL_STOP, FEELING_TOKENS)
+            moods = (OTHER_WORDS.get(word, word) for word in re.findall(r"[a-z]+", feeling))
+            villager.mood = next((mood for mood in moods if mood in MOODS), villager.mood)
+        scene.lines = [said, answer]
+        self._remember(scene)
+
+    def _say(self, villager: Villager, stop: str, clean: Callable[[str], str]) -> Generator[Wish, str, str]:
+        """A sentence that comes to an end; "" for who finds no words."""
+        for _ in range(TRIES):
+            text = yield Wish(villager.number, stop, SENTENCE_TOKENS)
+            if sentence := clean(text):
+                return sentence
+        return ""
 
     def _walk(self) -> tuple[list[list[Villager]], list[Villager]]:
         """Everybody goes somewhere: some stay, some look for a friend. Who meets whom, and who is alone."""
@@ -127,11 +136,12 @@ class Island:
             alone += here
         return meetings, alone
 
-    def _meeting(self, part: str, speaker: Villager, listener: Villager) -> Scene:
-        others = [memory for memory in speaker.memories[-1:] if memory.speaker != listener.name]
-        place, moods = speaker.place, [speaker.mood, listener.mood]
-        self._begin(speaker, f' One {part}, {speaker.name} met {listener.name} {place}. {speaker.name} said, "')
-        return Scene([speaker, listener], place, moods, others[0] if others else None)
+    def _scene(self, first: Villager, second: Villager | None = None) -> Scene:
+        who = [first] if second is None else [first, second]
+        memory = first.memories[-1] if first.memories and second else None
+        if memory and second and memory.speaker == second.name:
+            memory = None
+        return Scene(who, first.place, [villager.mood for villager in who], memory)
 
     def _begin(self, villager: Villager, end: str) -> None:
         """The story of the villager up to here, with as many memories as there is room for."""
@@ -140,22 +150,6 @@ class Island:
             if self.minds.room(text) >= 2 * SENTENCE_TOKENS + 4 * FEELING_TOKENS:  # for what is said, heard and felt
                 break
         self.minds.begin(villager.number, text)
-
-    def _say(self, stops: Mapping[int, str]) -> dict[int, str]:
-        """What they say, and what those wish for whose story stops at a full stop; "" for who finds no words."""
-        found = dict.fromkeys(stops, "")
-        for _ in range(TRIES):
-            silent = {mind: stop for mind, stop in stops.items() if not found[mind]}
-            for mind, text in self.minds.speak(silent, SENTENCE_TOKENS).items():
-                found[mind] = (clean_speech if stops[mind] == QUOTE else clean_wish)(text)
-        return found
-
-    def _feel(self, villagers: list[Villager]) -> None:
-        feelings = self.minds.speak({villager.number: FULL_STOP for villager in villagers}, FEELING_TOKENS)
-        for villager in villagers:
-            words = re.findall(r"[a-z]+", feelings[villager.number])
-            moods = (OTHER_WORDS.get(word, word) for word in words)
-            villager.mood = next((mood for mood in moods if mood in MOODS), villager.mood)
 
     def _remember(self, scene: Scene) -> None:
         """Each keeps what the other said."""
@@ -177,13 +171,12 @@ def clean_wish(text: str) -> str:
 
 
 def one_by_one(island: Island, few: int) -> float:
-    """Tokens a second where the same minds answer one after the other."""
-    minds = island.minds
-    made, seconds = minds.tokens_made, minds.seconds
-    for villager in island.villagers[:few]:
-        island._begin(villager, f' {villager.name} said, "')
-        minds.speak({villager.number: QUOTE}, SENTENCE_TOKENS)
-    return (minds.tokens_made - made) / (minds.seconds - seconds)
+    """Tokens a second where a few talks are held one after the other."""
+    minds, villagers = island.minds, island.villagers
+    tokens, seconds = minds.tokens, minds.seconds
+    for pair in zip(villagers[:few], villagers[-few:], strict=True):
+        minds.live([island._talk(island._scene(*pair), "evening")])
+    return (minds.tokens - tokens) / (minds.seconds - seconds)
 
 
 def tell(island: Island, hours: int, scenes_an_hour: int) -> None:
@@ -191,7 +184,7 @@ def tell(island: Island, hours: int, scenes_an_hour: int) -> None:
     told: set[str] = set()
     day: list[Scene] = []
     for hour in range(FIRST_HOUR, FIRST_HOUR + hours):
-        with progress.bar(f"{hour}:00", 3, "waves") as bar:
+        with progress.bar(f"{hour}:00", None, "scenes") as bar:
             scenes = island.hour(hour, bar.advance)
         day += scenes
         print(f"\n== {hour}:00 ==")
@@ -230,11 +223,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     minds = island.minds
     print(f"A DAY ON THE ISLAND\n{args.villagers} villagers, {args.hours} hours, seed {args.seed}")
     tell(island, args.hours, args.scenes)
-    made, seconds = minds.tokens_made, minds.seconds
-    alone = one_by_one(island, 4)
+    said, heard, seconds = minds.tokens_made, minds.tokens_read, minds.seconds
+    rate, alone = minds.tokens / seconds, one_by_one(island, min(4, args.villagers))
     print(
-        f"\n{made:,} tokens in {seconds:.1f} s: {made / seconds:,.0f} tokens/s in total, reading included.\n"
-        f"One villager after the other says {alone:,.0f} tokens/s: {made / seconds / alone:.1f} times as fast together."
+        f"\n{said:,} tokens said and {heard:,} heard in {seconds:.1f} s: {rate:,.0f} tokens/s in total.\n"
+        f"In talks one after the other, {alone:,.0f} tokens/s: {rate / alone:.1f} times as fast together."
     )
 
 

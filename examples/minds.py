@@ -1,11 +1,18 @@
-"""Many minds in one batch: each has a story in the cache of one decoder, and the stories go on side by side."""
+"""Many minds in one batch: each has a story in the cache of one decoder, and the stories go on side by side.
+
+What happens is told by tales, generators that yield wishes and are sent what the mind says: `said = yield Wish(...)`.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile
 
 from llmpy import Engine
+from llmpy.batching import Request
 from llmpy.engine import prompt_ids, stop_ids_of
 from llmpy.errors import UserError
 from llmpy.formats import LoadedModel
@@ -17,8 +24,26 @@ from llmpy.tokenizers import SentencePieceTokenizer, StreamDecoder
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, min_p=0.05)
 
 
+@dataclass(frozen=True)
+class Wish:
+    """That a mind should say something, up to `stop`, in `most` tokens."""
+
+    mind: int
+    stop: str
+    most: int
+
+
+@dataclass
+class Text:
+    stream: TextStream
+    said: str = ""
+
+
+Tale = Generator[Wish, str, None]
+
+
 class Minds:
-    """`count` minds. `begin` and `hear` give one something to think of; `speak` makes many go on at once."""
+    """`count` minds. `begin` and `hear` give one something to think of; `live` makes all go on that are asked to."""
 
     def __init__(self, model: LoadedModel, count: int, seed: int, backend: str, precision: str) -> None:
         if model.tokenizer is None:
@@ -28,9 +53,16 @@ class Minds:
         self._batch = engine.batch(count)
         self._histories = [History() for _ in range(count)]
         self._stories: list[list[int]] = [[] for _ in range(count)]
-        self._next_seed = seed << 32
-        self.tokens_made = 0
+        self._seed, self._asked = seed, [0] * count
+        self._ends = stop_ids_of(self.tokenizer)
+        self._waiting: dict[Request, tuple[Tale, Wish, Text]] = {}
+        self.tokens_made = self.tokens_read = 0
         self.seconds = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Made and read."""
+        return self.tokens_made + self.tokens_read
 
     def room(self, text: str) -> int:
         """How many tokens the context has left behind a story that begins like this."""
@@ -46,34 +78,44 @@ class Minds:
             text = text.removeprefix(" ")  # it puts one before every text
         self._stories[mind] += self.tokenizer.encode(text).tolist()
 
-    def speak(self, stops: Mapping[int, str], most: int) -> dict[int, str]:
-        """How the stories of these minds go on, each up to its stop, all side by side.
+    def live(self, tales: Iterable[Tale]) -> None:
+        """Lets every tale go on to its end, all side by side: what one mind is asked for is made in one batch with what
+        others are asked for, and as soon as it is there its tale goes on.
 
-        "" where the stop does not come within `most` tokens, or the context has no room for them; the story is as it
-        was before then.
+        The answer to a wish is how the mind's story goes on, up to the stop; "" where that does not come in time or the
+        context has no room for it, and then the story is as it was before.
         """
-        started, ends = time.perf_counter(), stop_ids_of(self.tokenizer)
-        said, speakers = dict.fromkeys(stops, ""), {}
-        for mind, stop in stops.items():
-            story, self._next_seed = self._stories[mind], self._next_seed + 1
-            if len(story) + most > self.context:
-                continue
-            request = self._batch.submit(
-                story, SAMPLING, self._next_seed, most, ends, history=self._histories[mind]
-            )  # fmt: skip
-            speakers[request] = mind, TextStream(StreamDecoder(self.tokenizer, story[-1]), (stop,))
-        for request, token in self._batch.run():
-            mind, text = speakers[request]
-            if token is None or text.stopped:
-                continue
-            self.tokens_made += 1
-            said[mind] += text.feed(token)
-            if text.stopped:
-                self._batch.cancel(request)
-        for request, (mind, text) in speakers.items():
-            if text.stopped:
-                self._stories[mind] += request.tokens
-            else:
-                said[mind] = ""
+        started = time.perf_counter()
+        for tale in tales:
+            self._ask(tale, None)
+        while self._waiting:
+            for request, token in self._batch.step():
+                if request not in self._waiting:  # it is said already
+                    continue
+                tale, wish, text = self._waiting[request]
+                if token is not None:
+                    self.tokens_made += 1
+                    text.said += text.stream.feed(token)
+                if text.stream.stopped:
+                    self._stories[wish.mind] += request.tokens
+                    self._batch.cancel(request)
+                if text.stream.stopped or request.ended is not None:
+                    del self._waiting[request]
+                    self._ask(tale, text.said if text.stream.stopped else "")
         self.seconds += time.perf_counter() - started
-        return said
+
+    def _ask(self, tale: Tale, answer: str | None) -> None:
+        """The tale up to its next wish that can be asked for."""
+        with suppress(StopIteration):
+            wish = next(tale) if answer is None else tale.send(answer)
+            while len(self._stories[wish.mind]) + wish.most > self.context:
+                wish = tale.send("")
+            story = self._stories[wish.mind]
+            history = self._histories[wish.mind]
+            known = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(story, history.tokens, strict=False)))
+            self.tokens_read += max(1, len(story) - known)
+            self._asked[wish.mind] += 1
+            seed = (self._seed << 32) + (wish.mind << 16) + self._asked[wish.mind]
+            request = self._batch.submit(story, SAMPLING, seed, wish.most, self._ends, history=history)
+            text = Text(TextStream(StreamDecoder(self.tokenizer, story[-1]), (wish.stop,)))
+            self._waiting[request] = tale, wish, text

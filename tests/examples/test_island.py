@@ -58,30 +58,39 @@ def test_a_day_has_hours_scenes_and_figures_and_repeats_by_its_seed(island, mode
     day = run(island, model, capsys, *flags)
     assert re.findall(r"^== (.*) ==$", day, re.MULTILINE) == ["7:00", "8:00", "Night"]
     assert re.search(r"They went to bed \w+ \(\d\)", day)
-    assert re.search(r"^[\d,]+ tokens in [\d.]+ s: [\d,]+ tokens/s in total", day, re.MULTILINE)
-    assert re.search(r"the other says [\d,]+ tokens/s: [\d.]+ times as fast together\.$", day.strip())
+    assert re.search(
+        r"^[\d,]+ tokens said and [\d,]+ heard in [\d.]+ s: [\d,]+ tokens/s in total\.$", day, re.MULTILINE
+    )
+    assert re.search(r"one after the other, [\d,]+ tokens/s: [\d.]+ times as fast together\.$", day.strip())
     assert without_times(run(island, model, capsys, *flags)) == without_times(day)
     assert without_times(run(island, model, capsys, *flags, "--seed", 7)) != without_times(day)
 
 
-def test_a_mind_goes_on_as_it_would_alone(island, model):
+def test_minds_go_on_side_by_side_as_each_would_alone(island, model):
     loaded = formats.load(model)
     tokenizer = loaded.tokenizer
     batch = Engine(loaded, "reference", overflow="stop").batch(1)
     story = prompt_ids(tokenizer, "She said").tolist()
-    request = batch.submit(story, SAMPLING, (1 << 32) + 2, 12, tokenizer.stop_ids)
+    request = batch.submit(story, SAMPLING, (1 << 32) + (1 << 16) + 1, 12, tokenizer.stop_ids)
     assert len(list(batch.run())) == 12
     alone = tokenizer.decode([*story, *request.tokens]).removeprefix("<s>She said")
     minds = island.Minds(loaded, 3, seed=1, backend="reference", precision="float32")
+    said = []
+
+    def tale(*wishes):
+        for wish in wishes:
+            said.append((wish.mind, (yield wish)))
+
     for mind, text in enumerate(("Once upon a time", "She said", "The end")):
         minds.begin(mind, text)
-    said = minds.speak({0: "no such words", 1: alone[4], 2: alone[4]}, 12)
-    assert said[0] == ""
-    assert said[1] == alone.partition(alone[4])[0]
-    before = list(minds._stories[0])
-    assert before == prompt_ids(tokenizer, "Once upon a time").tolist()
+    wishes = [island.Wish(0, "no such words", 12), island.Wish(1, alone[4], 12), island.Wish(2, "x", 300)]
+    minds.live([tale(wishes[0], wishes[2]), tale(wishes[1])])
+    assert sorted(said) == [(0, ""), (1, alone.partition(alone[4])[0]), (2, "")]  # nor is there room for 300
+    assert minds._stories[0] == prompt_ids(tokenizer, "Once upon a time").tolist()
+    assert minds._stories[1][: len(story)] == story
+    assert len(minds._stories[1]) > len(story)
     minds.hear(0, " He said")
-    assert minds._stories[0] == before + tokenizer.encode("He said").tolist()
+    assert minds._stories[0][-len(tokenizer.encode("He said")) :] == tokenizer.encode("He said").tolist()
 
 
 def test_villagers_remember_what_others_said(island, model):
