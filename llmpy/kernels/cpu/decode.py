@@ -209,12 +209,14 @@ def take_part(block, thread):
         phase = make_heads(m, phase, layer, weights, normed, forms, spare)
         phase = attend(m, phase, layer, scores, spare)
         phase = ready(m, phase, att, forms, forms_for(weights, ATTPROJ, GATE))
-        phase = add_product(m, phase, weights[ATTPROJ], row_of(m, ATTPROJB, layer), att, forms)
+        phase = add_product(m, phase, weights[ATTPROJ], row_of(m, ATTPROJB, layer), att, forms, weights[GATE])
         w, b = row_of(m, LN2W, layer), row_of(m, LN2B, layer)
         phase = normalize(m, phase, w, b, normed, forms, forms_for(weights, GATE, DOWN))
         phase = make_hidden(m, phase, layer, weights, normed, forms, spare)
         phase = ready(m, phase, hidden, forms, forms_for(weights, DOWN, DOWN + 1))
-        phase = add_product(m, phase, weights[DOWN], row_of(m, FCPROJB, layer), hidden, forms)
+        phase = add_product(
+            m, phase, weights[DOWN], row_of(m, FCPROJB, layer), hidden, forms, table_of(m, layer + 1)[Q]
+        )
     head = table_of(m, m.L)
     phase = normalize(m, phase, row_of(m, LNFW, 0), row_of(m, LNFB, 0), normed, forms, forms_for(head, Q, Q + 1))
     make_logits(m, phase, head[Q], normed, forms)

@@ -14,8 +14,8 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from llmpy.kernels.cpu.compile import helper
-from llmpy.kernels.cpu.dots import BYTES, FLOATS, GROUP, HALVES, KINDS, call_entry, form_of
-from llmpy.kernels.cpu.scalars import fetch_add, narrow_like, store_bfloat16, store_float, wait_until
+from llmpy.kernels.cpu.dots import AHEAD, BYTES, FLOATS, GROUP, HALVES, KINDS, call_entry, form_of
+from llmpy.kernels.cpu.scalars import fetch_add, narrow_like, prefetch, store_bfloat16, store_float, wait_until
 from llmpy.kernels.cpu.vector_math import exp, gelu
 
 Q, K, V, ATTPROJ, GATE, UP, DOWN = range(7)  # the matrices of a layer; of a GPT-2, GATE is its fc and there is no UP
@@ -151,6 +151,17 @@ def _tasks_for(m, pieces, products):
 def _cut(rows, task, tasks):
     """Where a task's share of the rows begins: at a whole bundle, or at the end."""
     return rows if task == tasks else rows * task // tasks // BUNDLE * BUNDLE
+
+
+@helper
+def _ask_for(m, weight, width):
+    """Has the beginnings of a product's first tasks come nearer, a product with vectors of `width`. A thread does so
+    before it waits: otherwise all would wait once more, for memory, when the product begins."""
+    rows, row_bytes = weight[ROWS], weight[ROW_BYTES]
+    tasks = _tasks_for(m, (rows + BUNDLE - 1) // BUNDLE, m.S * rows * width)
+    for task in range(min(tasks, m.threads)):
+        first, last = _cut(rows, task, tasks), _cut(rows, task + 1, tasks)
+        prefetch(np.uintp(weight[ADDRESS] + first * row_bytes), AHEAD, 4, (last - first) // 4 * row_bytes)
 
 
 # ---- vectors -------------------------------------------------------------------------------------------------------
@@ -330,11 +341,12 @@ def _make_head(m, head, layer, weights, x, forms, spare):
 @helper
 def make_heads(m, phase, layer, weights, x, forms, spare):
     """q, k and v of every sequence. A task is some heads."""
-    heads = m.NH + 2 * m.NKV
-    tasks = _tasks_for(m, heads, m.S * heads * m.hs * m.C)
+    NH, hs, heads = m.NH, m.hs, m.NH + 2 * m.NKV
+    tasks = _tasks_for(m, heads, m.S * heads * hs * m.C)
     while True:
         task = _take(m, phase)
         if task >= tasks:
+            _ask_for(m, weights[ATTPROJ], NH * hs)
             return _wait(m, phase, tasks)
         for head in range(heads * task // tasks, heads * (task + 1) // tasks):
             _make_head(m, head, layer, weights, x, forms, spare)
@@ -397,13 +409,14 @@ def attend(m, phase, layer, scores, spare):
 
 
 @helper
-def add_product(m, phase, weight, b, x, forms):
-    """m.x += a product with x, and its bias. A task is some rows of the weight."""
+def add_product(m, phase, weight, b, x, forms, following):
+    """m.x += a product with x, and its bias. A task is some rows of the weight. `following` is the next weight."""
     C = m.C
     tasks = _tasks_for(m, (C + BUNDLE - 1) // BUNDLE, m.S * C * x.shape[1])
     while True:
         task = _take(m, phase)
         if task >= tasks:
+            _ask_for(m, following, C)
             return _wait(m, phase, tasks)
         first, last = _cut(C, task, tasks), _cut(C, task + 1, tasks)
         out = matrix_of(m, X)
@@ -421,6 +434,7 @@ def make_hidden(m, phase, layer, weights, x, forms, spare):
     while True:
         task = _take(m, phase)
         if task >= tasks:
+            _ask_for(m, weights[DOWN], H)
             return _wait(m, phase, tasks)
         first, last = _cut(H, task, tasks), _cut(H, task + 1, tasks)
         n = last - first

@@ -39,7 +39,7 @@ from llmpy.kernels.cpu.emit import (
 )
 from llmpy.kernels.cpu.isa import ISA
 
-AHEAD = 6144  # bytes that are asked for before they are read
+AHEAD = 2048  # bytes that are asked for before they are read
 GROUP = 32  # numbers of a vector in bytes that have one scale
 F16 = ir.HalfType()
 BYTES_LANES = max(8, ISA.tile.width)  # 32-bit lanes, of four bytes each: one block of 32 or two
