@@ -20,13 +20,12 @@ where there are few, as tasks of a phase where there are many.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 from numba import get_num_threads, prange
 
-from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.kernels.cpu.compile import entry, i64, kernel
 from llmpy.kernels.cpu.decode_phases import (
     AT_MATRICES,
@@ -70,7 +69,10 @@ from llmpy.kernels.cpu.decode_phases import (
 from llmpy.kernels.cpu.dots import call_entry, products_entry, weighted_sum_entry
 from llmpy.matrix import Matrix
 from llmpy.memory import MemoryPlan
-from llmpy.stored import StoredWeights
+
+if TYPE_CHECKING:
+    from llmpy.config import ModelConfig
+    from llmpy.stored import StoredWeights
 
 ALONE = 2_000_000  # products of a step: up to here one thread is done before a second has heard of it
 LAYERNORM_EPS = 1e-5
@@ -97,7 +99,7 @@ class Decode:
         assert all(cache.swapaxes(2, 3).flags.c_contiguous for cache in (keys, values))
         L, slots, T, NKV, hs = keys.shape
         C, NH, V, threads = config.channels, config.heads, config.vocab_size, get_num_threads()
-        H = config.hidden if isinstance(config, LlamaConfig) else 4 * C
+        H = weights.layers[0].gate.shape[0] if cos is not None else 4 * C
         room = -(-max(C, H, NH * hs) // 64) * 64
         self.memory = plan = MemoryPlan()
         for name, rows, columns in (
@@ -127,7 +129,7 @@ class Decode:
         matrices = [matrix for row in layers for matrix in row if matrix is not None] + [head]
         self._products = sum(matrix.shape[0] * matrix.shape[1] for matrix in matrices)
         self._threads = threads
-        interleaved = isinstance(config, LlamaConfig) and config.rope_interleaved
+        interleaved = getattr(config, "rope_interleaved", False)
         narrow = keys.dtype == ml_dtypes.bfloat16
         for each in (products_entry, weighted_sum_entry, take_part):
             each.compile("float32")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.kernels.reference.attention import attention_decode
 from llmpy.kernels.reference.gelu import gelu_forward
 from llmpy.kernels.reference.layernorm import layernorm_forward
@@ -14,7 +13,10 @@ from llmpy.kernels.reference.linear import linear_forward
 from llmpy.kernels.reference.rmsnorm import rmsnorm_forward
 from llmpy.kernels.reference.rope import rope_forward
 from llmpy.kernels.reference.swiglu import swiglu_forward
-from llmpy.stored import StoredWeights
+
+if TYPE_CHECKING:
+    from llmpy.config import ModelConfig
+    from llmpy.stored import StoredWeights
 
 
 class Decode:
@@ -32,7 +34,9 @@ class Decode:
         cos: np.ndarray | None = None,
         sin: np.ndarray | None = None,
     ) -> None:
-        self.config, self.weights, self.keys, self.values, self.cos, self.sin = config, weights, keys, values, cos, sin
+        self.config: Any = config
+        self.weights, self.keys, self.values, self.cos, self.sin = weights, keys, values, cos, sin
+        self.is_llama = cos is not None
 
     def __call__(self, logits: np.ndarray, x: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
         """x [S, C], the embeddings of the newest tokens of S slots, at their positions -> logits [S, V] for the next
@@ -43,7 +47,7 @@ class Decode:
         x = x.astype(np.float64)
         for layer, w in enumerate(self.weights.layers):
             q, k, v = (part.reshape(S, 1, -1, c.head_size) for part in self._qkv(w, self._norm(x, w, "ln1")))
-            if isinstance(c, LlamaConfig):
+            if self.is_llama:
                 for turned in (q, k):
                     rope_forward(turned, self.cos, self.sin, c.rope_interleaved, positions)
             self.keys[layer, slots, positions], self.values[layer, slots, positions] = k[:, 0], v[:, 0]
@@ -55,19 +59,19 @@ class Decode:
 
     def _norm(self, x: np.ndarray, w: Any, name: str) -> np.ndarray:
         y, mean, rstd = np.empty_like(x), np.empty(len(x)), np.empty(len(x))
-        if isinstance(self.config, LlamaConfig):
+        if self.is_llama:
             rmsnorm_forward(y, rstd, x, getattr(w, f"{name}w"), self.config.norm_eps)
         else:
             layernorm_forward(y, mean, rstd, x, getattr(w, f"{name}w"), getattr(w, f"{name}b"))
         return y
 
     def _qkv(self, w: Any, x: np.ndarray) -> list[np.ndarray]:
-        if isinstance(self.config, LlamaConfig):
+        if self.is_llama:
             return [_linear(x, getattr(w, name), getattr(w, f"{name}b")) for name in "qkv"]
         return np.split(_linear(x, w.qkv, w.qkvb), 3, axis=1)
 
     def _mlp(self, w: Any, x: np.ndarray) -> np.ndarray:
-        if isinstance(self.config, LlamaConfig):
+        if self.is_llama:
             gate, up = _linear(x, w.gate), _linear(x, w.up)
             hidden = np.empty_like(gate)
             swiglu_forward(hidden, gate, up)
