@@ -94,7 +94,7 @@ from types import ModuleType
 from llmpy import progress
 from llmpy.errors import UserError
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "cuda")
 OPERATIONS = (
     "embedding_forward",
     "embedding_backward",

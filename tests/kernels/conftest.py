@@ -1,14 +1,20 @@
 import os
+from importlib.util import find_spec
 
 import pytest
 
 from llmpy import kernels
 from tests.kernels.numerics import BFLOAT16, Arrays
+from tests.kernels.on_device import OnDevice
 
 
 @pytest.fixture(scope="session", params=kernels.BACKENDS)
 def backend(request):
     """Every backend in turn. The reference is among them: in float32 it must agree with itself in float64."""
+    if request.param == "cuda":
+        if find_spec("triton") is None:
+            pytest.skip("the GPU's kernels need Triton")
+        return OnDevice(kernels.load("cuda"))
     module = kernels.load(request.param)
     if request.param == "cpu" and "LLMPY_ISA" not in os.environ:  # test_isa.py needs a few kernels only
         module.compile_all()

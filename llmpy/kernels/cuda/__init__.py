@@ -1,0 +1,11 @@
+"""Kernels in Triton for NVIDIA GPUs, without PyTorch: the contract of llmpy/kernels over arrays of the device."""
+
+from llmpy.kernels.cuda.array import DeviceArray, empty
+from llmpy.kernels.cuda.gelu import gelu_backward, gelu_forward
+
+__all__ = [
+    "DeviceArray",
+    "empty",
+    "gelu_backward",
+    "gelu_forward",
+]
