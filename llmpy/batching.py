@@ -159,6 +159,7 @@ class Batch:
         """What slots hold is not read from any more, but for histories that are kept: after the parameters changed."""
         self._take_out_cancelled([])
         self._slots.forget()
+        self.decoder.renew()
 
     # ---- the requests that run -------------------------------------------------------------------------------------
 

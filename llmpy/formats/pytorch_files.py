@@ -74,7 +74,7 @@ def read_torch_file(path: Path) -> Any:
                 _check_stored(entries.get(name), path)
             data = archive.read(pickles[0])
             big_endian = f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") == b"big"
-    except _ZIP_ERRORS as error:
+    except (OSError, *_ZIP_ERRORS) as error:  # one: an offset that lies before the file
         raise _damaged(path, " ".join(str(error).split())[:200] or type(error).__name__) from error
     if big_endian:
         raise UserError(f"{path} was written on a big-endian machine: save it again on this one")

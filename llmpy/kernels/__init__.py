@@ -73,6 +73,8 @@ hs head size, H hidden channels, V vocabulary, S sequences being decoded.
     Decode(...)(logits, x, slots, positions)
         logits [S, V] after x [S, C], the embeddings of the newest tokens of S sequences, int32 slots and positions [S];
         each attends to 0..position
+    Decode(...).renew()
+        after the weights have changed
 
     classifier_forward(losses, x, w, targets, logits)
         losses [N] of the head w [V, C]; logits [R, V] is scratch for R rows at a time;

@@ -141,6 +141,10 @@ class Decoder(ABC, Generic[Config]):
 
     # ---- what slots hold -------------------------------------------------------------------------------------------
 
+    def renew(self) -> None:
+        """After the weights have changed: what slots hold is no longer what the model would say."""
+        self._decode.renew()
+
     def copy(self, source: int, length: int, to: Sequence[int]) -> None:
         """The first `length` tokens of a slot are those of the slots `to` too."""
         for name in ("keys", "values"):

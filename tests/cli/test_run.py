@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from llmpy.batching import OVERFLOWS
-from llmpy.cli import device, generation, main
+from llmpy.cli import generation, main
 from llmpy.formats import llmc
 from llmpy.tokenizers import ByteTokenizer
 from tests.formats.conftest import BYTES, make_model
+from tests.tiny_runs import tiny, trained
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = ["--device", "reference"]
@@ -205,21 +206,23 @@ def test_generating_in_bfloat16(models, capsys):
     assert all(text.startswith("Once") and len(text) > 20 for text in texts)
 
 
-@pytest.mark.parametrize("trained", ["bfloat16", "float32", None])
-def test_a_run_generates_in_the_precision_that_it_was_trained_with(tmp_path, monkeypatch, trained):
+@pytest.mark.parametrize(("precision", "weights"), [("bfloat16", "BF16"), ("float32", "F32")])
+def test_a_run_generates_in_the_precision_that_it_was_trained_with(data, tmp_path, monkeypatch, precision, weights):
+    trained(tiny(data, device="cpu", steps=1, precision=precision), tmp_path / "run")
     started = []
     monkeypatch.setattr("llmpy.kernels.start", lambda *arguments: started.append(arguments))
-    if trained:
-        (tmp_path / "config.toml").write_text(f'[machine]\nprecision = "{trained}"\n')
-    arguments = argparse.Namespace(device="auto", threads=1, precision=None, model=str(tmp_path))
-    assert device.start(arguments) == ("cpu", trained or "float32")
-    assert started == [("cpu", 1, trained or "float32")]
+    parser = argparse.ArgumentParser()
+    generation.add_arguments(parser, 1, "")
+    _, engine = generation.start(parser.parse_args([str(tmp_path / "run"), "--device", "cpu", "--threads", "1"]))
+    assert started == [("cpu", 1, precision)]
+    assert engine.precision == precision
+    assert list(engine.weights.kinds) == [weights]
 
 
 @pytest.mark.parametrize(
     ("precision", "why"),
     [
-        ("fp16", "there is no precision fp16: use float32, bfloat16, auto, fp32, bf16"),
+        ("fp16", "there is no precision fp16: use stored, float32, bfloat16, q8, auto"),
         ("bf16", "the reference kernels compute in float32: leave out --precision bfloat16"),
     ],
 )

@@ -19,11 +19,12 @@ from llmpy.models import new_decoder
 from llmpy.models.gpt2 import GPT2
 from llmpy.models.llama import Llama
 from llmpy.optimizer import AdamW, clip_scale
+from llmpy.stored import StoredWeights
 
 precision = sys.argv[1]
 cpu = kernels.start("cpu", precision=precision)
-from llmpy.kernels.cpu.compile import _kernels
-ahead = {kernel: list(kernel.dispatcher.signatures) for kernel in _kernels}
+from llmpy.kernels.cpu.compile import Entry, _kernels
+ahead = {kernel: list(kernel.dispatcher.signatures) for kernel in _kernels if not isinstance(kernel, Entry)}
 
 
 def learn_and_generate(model):
@@ -32,7 +33,7 @@ def learn_and_generate(model):
     model.loss(tokens, tokens)
     model.loss_and_gradients(tokens, tokens)
     optimizer.update(1, 1e-3, clip_scale(optimizer.gradient_norm(), 1.0))
-    decoder = new_decoder(model.config, model.parameters, "cpu", 2, model.weights)
+    decoder = new_decoder(StoredWeights.of(model.parameters, model.config), "cpu", 2, precision=precision)
     decoder.prefill(tokens[0])
     decoder.decode(tokens[:, 0], np.array([20, 0], np.int32), np.array([0, 1], np.int32))
     if decoder.can_shift:

@@ -142,6 +142,11 @@ class Decode:
             np.int64,
         )
 
+    def renew(self) -> None:
+        """The norms and biases as they are now; the matrices are read where they lie."""
+        for name, vectors in _vectors_of(self._kept[0]).items():
+            self._arrays[name][...] = vectors
+
     def __call__(self, logits: np.ndarray, x: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
         """x [S, C], the embeddings of the newest tokens of S slots, at their positions -> logits [S, V] for the next
         ones. The cache then holds the newest, too.

@@ -38,6 +38,9 @@ class Decode:
         self.weights, self.keys, self.values, self.cos, self.sin = weights, keys, values, cos, sin
         self.is_llama = cos is not None
 
+    def renew(self) -> None:
+        """Nothing is kept of the weights."""
+
     def __call__(self, logits: np.ndarray, x: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
         """x [S, C], the embeddings of the newest tokens of S slots, at their positions -> logits [S, V] for the next
         ones. The cache then holds the newest, too.
