@@ -14,6 +14,13 @@ COLUMNS = 2048  # at most, to a program
 
 
 @triton.jit
+def _sigmoid(x):
+    """Of float32, in a form that cannot overflow."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, e, 1.0) / (1.0 + e)
+
+
+@triton.jit
 def _place(N, H, rows: tl.constexpr, columns: tl.constexpr):
     """The rows and columns of this program -> rows [rows, 1], columns [1, columns], and which of them are there."""
     row = (tl.program_id(0) * rows + tl.arange(0, rows)).to(tl.int64)[:, None]
@@ -26,7 +33,7 @@ def _forward(y, gate, up, N, H, gate_stride, up_stride, rows: tl.constexpr, colu
     row, column, inside = _place(N, H, rows, columns)
     g = tl.load(gate + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
     u = tl.load(up + row * up_stride + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + row * H + column, (g * tl.sigmoid(g) * u).to(y.dtype.element_ty), mask=inside)
+    tl.store(y + row * H + column, (g * _sigmoid(g) * u).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -36,7 +43,7 @@ def _backward(dgateup, y, dy, gateup, N, H, rows: tl.constexpr, columns: tl.cons
     g = tl.load(gateup + at_gate, mask=inside, other=0.0).to(tl.float32)
     u = tl.load(gateup + at_gate + H, mask=inside, other=0.0).to(tl.float32)
     gradient = tl.load(dy + at_y, mask=inside, other=0.0).to(tl.float32)
-    sigmoid = tl.sigmoid(g)
+    sigmoid = _sigmoid(g)
     silu = g * sigmoid
     dgate = gradient * u * sigmoid * (1.0 + g * (1.0 - sigmoid))
     tl.store(dgateup + at_gate, dgate.to(dgateup.dtype.element_ty), mask=inside)
