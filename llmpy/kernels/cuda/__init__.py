@@ -1,6 +1,8 @@
 """Kernels in Triton for NVIDIA GPUs, without PyTorch: the contract of llmpy/kernels over arrays of the device."""
 
 from llmpy.kernels.cuda.array import DeviceArray, empty
+from llmpy.kernels.cuda.attention import attention_forward
+from llmpy.kernels.cuda.attention_backward import attention_backward
 from llmpy.kernels.cuda.dropout import dropout
 from llmpy.kernels.cuda.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cuda.gelu import gelu_backward, gelu_forward
@@ -16,6 +18,8 @@ __all__ = [
     "DeviceArray",
     "Weight",
     "adamw",
+    "attention_backward",
+    "attention_forward",
     "clip_scale",
     "dropout",
     "embedding_backward",
