@@ -6,6 +6,7 @@ Theirs is therefore never asked: kernels would start on PyTorch's stream beside 
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import triton
@@ -40,4 +41,5 @@ class OwnDriver(CudaDriver):
 
 def install(device: Device, ordinal: int) -> None:
     """From now on Triton's kernels start on this device's stream."""
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as it is before Triton 3.10, and 3.9 warns where none is said
     triton.runtime.driver.set_active(OwnDriver(device, ordinal))

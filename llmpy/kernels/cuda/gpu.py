@@ -27,7 +27,9 @@ class Gpu:
         from cuda.bindings import driver
 
         self.core, self._driver = core, driver
-        there = len(core.Device.get_all_devices())
+        self.name = "the GPU"  # until it is known
+        self._done(driver.cuInit(0))
+        (there,) = self._done(driver.cuDeviceGetCount())  # cuda-core asks another library, which containers may lack
         if ordinal >= there:
             numbers = "0 alone" if there == 1 else f"0 to {there - 1}"
             raise UserError(f"there is no GPU {ordinal}: this machine has {there}, so give {numbers}")
@@ -35,7 +37,7 @@ class Gpu:
         self._device.set_current()
         self._stream = self._device.create_stream()
         self.stream = int(self._stream.handle)
-        self.ordinal, self.name = ordinal, str(self._device.name)
+        self.name = str(self._device.name)
         major, minor = self._device.compute_capability
         self.capability = int(major), int(minor)
         self._arena = Arena(self._allocate)

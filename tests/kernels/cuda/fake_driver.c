@@ -120,7 +120,7 @@ int cuMemcpyAsync(char *to, const char *from, size_t n, Stream *s) {
 int cuMemsetD8Async(char *to, unsigned char value, size_t n, Stream *s) {
     return value ? INVALID : ask(s, (Op){.kind = CLEAR, .to = to, .size = n});
 }
-int cuPointerGetAttribute(void *v, int a, void *p) { return INVALID; }
+int cuPointerGetAttribute(void **v, int a, void *p) { *v = p; return SUCCESS; }
 
 /* ---- streams, events, graphs ---- */
 int cuStreamCreateWithPriority(Stream **s, unsigned flags, int priority) {
@@ -177,6 +177,7 @@ int cuGraphLaunch(Graph *g, Stream *s) {
 int cuUserObjectCreate(void **u, void *p, void *destroy, unsigned n, unsigned flags) { *u = &pool; return SUCCESS; }
 int cuUserObjectRelease(void *u, unsigned n) { return SUCCESS; }
 int cuGraphRetainUserObject(void *g, void *u, unsigned n, unsigned flags) { return SUCCESS; }
+int cuGraphReleaseUserObject(void *g, void *u, unsigned n) { return SUCCESS; }
 int cuGraphExecGetFlags(void *g, u64 *flags) { *flags = 0; return SUCCESS; }
 int cuGraphDestroy(void *g) { return SUCCESS; }
 int cuGraphExecDestroy(void *g) { return SUCCESS; }
