@@ -155,7 +155,7 @@ class Gpu:
 
     def _refuse_in_graph(self, what: str) -> None:
         if self._recording:
-            raise RuntimeError(f"{what} while a graph is captured: it would happen once, and never again with the graph")
+            raise RuntimeError(f"{what} while a graph is captured: it would happen once, and not with the graph")
 
     def _done(self, result: Any) -> Any:
         """The values of a call of the driver's. Raises RuntimeError with the driver's name for what went wrong."""

@@ -25,7 +25,7 @@ class Pinned:
     def __init__(self, gpu: Gpu, size: int) -> None:
         self._buffer = gpu.core.LegacyPinnedMemoryResource().allocate(size)
         self.address = int(self._buffer.handle)
-        self.bytes = np.frombuffer((ctypes.c_uint8 * size).from_address(self.address), np.uint8)
+        self.bytes = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self.address))
 
 
 class Staging:
