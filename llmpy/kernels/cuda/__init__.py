@@ -1,8 +1,12 @@
 """Kernels in Triton for NVIDIA GPUs, without PyTorch: the contract of llmpy/kernels over arrays of the device."""
 
+from typing import Any
+
 from llmpy.kernels.cuda.array import DeviceArray, empty
 from llmpy.kernels.cuda.attention import attention_forward
 from llmpy.kernels.cuda.attention_backward import attention_backward
+from llmpy.kernels.cuda.card import bfloat16_is_faster, device_name, open_device, peak_flops, room, take
+from llmpy.kernels.cuda.device import choose
 from llmpy.kernels.cuda.dropout import dropout
 from llmpy.kernels.cuda.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cuda.gelu import gelu_backward, gelu_forward
@@ -20,7 +24,9 @@ __all__ = [
     "adamw",
     "attention_backward",
     "attention_forward",
+    "choose",
     "clip_scale",
+    "device_name",
     "dropout",
     "embedding_backward",
     "embedding_forward",
@@ -31,12 +37,23 @@ __all__ = [
     "layernorm_backward",
     "layernorm_forward",
     "mean",
+    "open_device",
     "pack_weight",
+    "peak_flops",
     "rmsnorm_backward",
     "rmsnorm_forward",
+    "room",
     "rope_backward",
     "rope_forward",
     "swiglu_backward",
     "swiglu_forward",
+    "take",
     "weight_size",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What the CPU's kernels know when they are imported, and here the card must be asked for."""
+    if name == "BFLOAT16_IS_FASTER":
+        return bfloat16_is_faster()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
