@@ -98,8 +98,9 @@ def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
     if initial is None and checkpoint is None:
         model.initialize(config.seed)
     elif initial is not None:
-        for part in parts(shape):
-            part.fill(model.parameters, shape, part.of(initial.parameters), in_memory_interleaved(initial.config))
+        with model.parameters.on_host() as parameters:
+            for part in parts(shape):
+                part.fill(parameters, shape, part.of(initial.parameters), in_memory_interleaved(initial.config))
         model.pack_weights()
     # What goes on from a model will be asked in the form that the model was taught.
     template = template_of(initial.source, initial.tokenizer_source) if initial else None

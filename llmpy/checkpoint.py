@@ -165,9 +165,9 @@ def save(folder: Path, step: int, model: Model, state: dict[str, Any], end_of_te
     workshop = folder / f".{target.name}.{os.getpid()}.partial"
     try:
         make_dir(workshop)
-        huggingface.write_model(workshop, model.config, model.parameters, end_of_text=end_of_text)
+        huggingface.write_model(workshop, model.config, model.parameters.read(), end_of_text=end_of_text)
         with write_atomic(workshop / OPTIMIZER) as file:
-            write(file, [TensorToWrite.of(name, model.arrays[name]) for name in ("m", "v")])
+            write(file, [TensorToWrite.of(name, np.asarray(model.arrays[name])) for name in ("m", "v")])
         checksums = {name: sha256_of(workshop / name) for name in CHECKED}
         text = json.dumps({"format": _FORMAT, "step": step, **state, "sha256": checksums})
         write_text_atomic(workshop / STATE, text + "\n")
@@ -193,7 +193,8 @@ def load(checkpoint: Path, model: Model) -> None:
         entry = optimizer.entries.get(name)
         if entry is None or entry.dtype != "F32" or entry.shape != model.arrays[name].shape:
             raise UserError(f"{checkpoint / OPTIMIZER} holds no {name} for a model of this shape")
-    huggingface.read_parameters(checkpoint, config, model.parameters)
+    with model.parameters.on_host() as parameters:
+        huggingface.read_parameters(checkpoint, config, parameters)
     for name in ("m", "v"):
         model.arrays[name][...] = optimizer.tensor(name)
 

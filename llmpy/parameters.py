@@ -4,6 +4,7 @@ it."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from types import SimpleNamespace
@@ -174,6 +175,18 @@ class Parameters:
             return self.__dict__["views"][name]
         except KeyError:
             raise AttributeError(name) from None
+
+    def read(self) -> Parameters:
+        """These on the host: themselves, or of a device a copy."""
+        return self if isinstance(self.flat, np.ndarray) else Parameters(self.table, self.flat.numpy())
+
+    @contextmanager
+    def on_host(self) -> Iterator[Parameters]:
+        """These where the host can read and change them: of a device, a copy, which becomes theirs at the end."""
+        copy = self.read()
+        yield copy
+        if copy is not self:
+            self.flat[...] = copy.flat
 
     def items(self) -> Iterator[tuple[ParameterSpec, np.ndarray]]:
         """(row of the table, view) pairs, in order."""

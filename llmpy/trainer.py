@@ -159,12 +159,13 @@ class Trainer:
         config, model, start = self.config, self.model, time.perf_counter()
         if config.overfit:
             self.train_data.reset()
-        loss = 0.0
+        losses = []
         for micro in range(config.micro_steps):
             x, y = self._batch = self.train_data.next_batch()
             key = hash64(config.seed, self.step, micro)
-            loss += model.loss_and_gradients(x, y, config.micro_steps, micro > 0, key) / config.micro_steps
+            losses.append(model.loss_and_gradients(x, y, config.micro_steps, micro > 0, key))
         norm = self.optimizer.gradient_norm()
+        loss = sum(float(loss) / config.micro_steps for loss in losses)  # of a device, here when the norm is
         self._refuse_nan("loss", loss)
         self._refuse_nan("norm of the gradient", norm)
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from llmpy.config import GPT2Config
 from llmpy.memory import MemoryPlan
-from llmpy.models.transformer import LOGITS_ROWS, Transformer, Weights
+from llmpy.models.transformer import Transformer, Weights
 from llmpy.precision import dtype
 from llmpy.weights import BFloat16Weights
 
@@ -72,7 +72,6 @@ class GPT2(Transformer[GPT2Config]):
         activations("dresidual", N, C)
         activations("datt", N, C)
         plan.add("activations", "losses", N)
-        plan.add("logits", "logits", min(N, LOGITS_ROWS), config.vocab_size)
 
     @staticmethod
     def head(config: GPT2Config, weights: Weights) -> Any:

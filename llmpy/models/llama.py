@@ -23,7 +23,7 @@ import numpy as np
 from llmpy.config import LlamaConfig
 from llmpy.memory import MemoryPlan
 from llmpy.models.rotary import rotations
-from llmpy.models.transformer import LOGITS_ROWS, Transformer, Weights
+from llmpy.models.transformer import Transformer, Weights
 from llmpy.precision import dtype
 
 
@@ -72,14 +72,17 @@ class Llama(Transformer[LlamaConfig]):
         exact("losses", N)
         exact("cos", T, hs // 2)
         exact("sin", T, hs // 2)
-        plan.add("logits", "logits", min(N, LOGITS_ROWS), config.vocab_size)
 
     @staticmethod
     def head(config: LlamaConfig, weights: Weights) -> Any:
         return weights["wte" if config.tied else "lm_headw"]
 
     def _begin(self) -> None:
-        self.arrays["cos"][:], self.arrays["sin"][:] = rotations(self.config, self.sequence_length)
+        cos, sin = self.arrays["cos"], self.arrays["sin"]
+        cos[:], sin[:] = rotations(self.config, self.sequence_length)
+        # On a GPU q and k are turned as attention reads them, which saves passes over memory.
+        self._turned_by_attention = getattr(self.kernels, "ATTENTION_TURNS", False)
+        self._rope = {"rope": (cos, sin, self.config.rope_interleaved)} if self._turned_by_attention else {}
 
     def _only_added_to(self) -> set[str]:
         return set() if self.config.tied else {"wte"}
@@ -92,7 +95,7 @@ class Llama(Transformer[LlamaConfig]):
         mid, qkv, att, lse, gateup = (
             a[name][layer % len(a[name])] for name in ("residual_mid", "qkv", "att", "lse", "gateup")
         )
-        q, k, v = np.split(qkv, [NH, NH + NKV], axis=2)
+        q, k, v = qkv[:, :, :NH], qkv[:, :, NH : NH + NKV], qkv[:, :, NH + NKV :]
         return _Kept(mid, qkv.reshape(len(mid), -1), q, k, v, qkv[:, :, : NH + NKV], att, lse, gateup)
 
     def _norm(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -110,8 +113,9 @@ class Llama(Transformer[LlamaConfig]):
         p, w, K, a = self.parameters.layers[layer], self.weights.layers[layer], self.kernels, self.arrays
         x, kept = a["residual"][layer], self._kept(layer)
         K.linear_forward(kept.qkv, self._norm(x, p.ln1w), w.qkvw, getattr(p, "qkvb", None))
-        K.rope_forward(kept.qk, a["cos"], a["sin"], self.config.rope_interleaved)
-        K.attention_forward(kept.att.reshape(kept.q.shape), kept.lse, kept.q, kept.k, kept.v)
+        if not self._turned_by_attention:
+            K.rope_forward(kept.qk, a["cos"], a["sin"], self.config.rope_interleaved)
+        K.attention_forward(kept.att.reshape(kept.q.shape), kept.lse, kept.q, kept.k, kept.v, **self._rope)
         self._add_to_residual(kept.mid, kept.att, w.attprojw, None, x, 2 * layer + 1)
 
     def _gate_and_up(self, layer: int) -> None:
@@ -161,8 +165,9 @@ class Llama(Transformer[LlamaConfig]):
 
         datt = a["scratch"][: att.size].reshape(att.shape)
         linear_backward(datt, g.attprojw, None, self._of_addition(ln, 2 * layer + 1), att, w.attprojw)
-        K.attention_backward(q, k, v, datt.reshape(q.shape), q, k, v, att.reshape(q.shape), lse)
-        K.rope_backward(qk, a["cos"], a["sin"], self.config.rope_interleaved)
+        K.attention_backward(q, k, v, datt.reshape(q.shape), q, k, v, att.reshape(q.shape), lse, **self._rope)
+        if not self._turned_by_attention:
+            K.rope_backward(qk, a["cos"], a["sin"], self.config.rope_interleaved)
         ln = self._norm(x, p.ln1w)
         linear_backward(ln, g.qkvw, getattr(g, "qkvb", None), qkv, ln, w.qkvw)
         K.rmsnorm_backward(dresidual, g.ln1w, ln, x, p.ln1w, rstd)

@@ -7,7 +7,8 @@ they run forward and backward, the loss, and dropout are the same for all, and a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, Self, TypeVar
+from functools import partial
+from typing import Any, Generic, Self, SupportsFloat, TypeVar
 
 import numpy as np
 
@@ -15,11 +16,12 @@ from llmpy import kernels
 from llmpy.config import ModelConfig
 from llmpy.errors import UserError
 from llmpy.memory import MemoryPlan
+from llmpy.models.device_step import DeviceStep, plan_batch
 from llmpy.parameters import Parameters, initialize, parameter_table, total_size
 from llmpy.rng import hash64
 from llmpy.weights import BFloat16Weights, plan_weights
 
-LOGITS_ROWS = 256  # rows of logits that exist at a time
+LOGITS_ROWS = 256  # rows of logits that exist at a time, where a backend has no number of its own
 Config = TypeVar("Config", bound=ModelConfig)
 Weights = Parameters | BFloat16Weights
 
@@ -72,19 +74,23 @@ class Transformer(ABC, Generic[Config]):
             self.memory = plan_parameters(config, training=False)
         else:
             self.memory = self.plan_training(config, B, T, recompute, precision, backend)
-        self.arrays = self.memory.take()
+        self.arrays: dict[str, Any] = kernels.take(self.memory, backend)
         table = parameter_table(config)
         self.parameters = Parameters(table, self.arrays["parameters"])
         self.weights: Weights = self.parameters  # what the products read
+        self._step: DeviceStep | None = None
         if B is not None:
             self.gradients = Parameters(table, self.arrays["gradients"])
+            if hasattr(self.kernels, "device"):
+                self._step = DeviceStep(self.kernels, self.arrays)
             if precision == "bfloat16":
                 self.weights = BFloat16Weights(self.kernels, self.parameters, self.arrays, stochastic_rounding, seed)
             self._begin()
 
     def initialize(self, seed: int = 42) -> Self:
         """Initial values as the table of parameters says, drawn as PyTorch draws them for this seed."""
-        initialize(self.parameters, seed)
+        with self.parameters.on_host() as parameters:
+            initialize(parameters, seed)
         self.pack_weights()
         return self
 
@@ -98,10 +104,13 @@ class Transformer(ABC, Generic[Config]):
         cls, config: Config, B: int, T: int, recompute: int, precision: str = "float32", backend: str = "cpu"
     ) -> MemoryPlan:
         """All that training takes."""
-        plan = plan_parameters(config, training=True)
+        plan, module = plan_parameters(config, training=True), kernels.load(backend)
         if precision == "bfloat16":
-            plan_weights(plan, kernels.load(backend), parameter_table(config))
+            plan_weights(plan, module, parameter_table(config))
         cls.plan_activations(plan, config, B, T, recompute, precision)
+        plan.add("logits", "logits", min(B * T, getattr(module, "LOGITS_ROWS", LOGITS_ROWS)), config.vocab_size)
+        if hasattr(module, "device"):
+            plan_batch(plan, B, T)
         return plan
 
     # ---- the parts of a family -------------------------------------------------------------------------------------
@@ -111,8 +120,8 @@ class Transformer(ABC, Generic[Config]):
     def plan_activations(
         plan: MemoryPlan, config: Config, B: int, T: int, recompute: int, precision: str = "float32"
     ) -> None:
-        """Add what a forward and backward pass over B sequences of T tokens needs, `residual`, `dresidual`, `losses`
-        and `logits` among it."""
+        """Add what a forward and backward pass over B sequences of T tokens needs, `residual`, `dresidual` and `losses`
+        among it."""
 
     def _begin(self) -> None:
         """Fills in those of the arrays that stay the same for every batch."""
@@ -176,10 +185,16 @@ class Transformer(ABC, Generic[Config]):
 
     def loss(self, tokens: np.ndarray, targets: np.ndarray) -> float:
         """tokens, targets int32 [B, T] -> the mean cross-entropy in nats; nothing is dropped."""
+        if self._step is not None:
+            return float(self._step.run("loss", self._forward_and_loss, tokens, targets))
+        self._forward_and_loss(tokens, targets)
+        return float(self.arrays["losses"].mean(dtype=np.float64))
+
+    def _forward_and_loss(self, tokens: np.ndarray, targets: np.ndarray) -> None:
+        """tokens, targets [B, T] -> losses"""
         x, losses, a = self.forward(tokens), self.arrays["losses"], self.arrays
         head = self.head(self.config, self.weights)
         self.kernels.classifier_forward(losses, x, head, targets.reshape(-1), a["logits"])
-        return float(losses.mean(dtype=np.float64))
 
     def loss_and_gradients(
         self,
@@ -188,11 +203,24 @@ class Transformer(ABC, Generic[Config]):
         micro_steps: int = 1,
         accumulate: bool = False,
         dropout_key: int = 0,
-    ) -> float:
+    ) -> SupportsFloat:
         """The loss, and the gradients of loss / micro_steps in `self.gradients`, written or, `accumulate`, added.
 
-        `dropout_key` should be another for every batch where the model has dropout.
+        `dropout_key` should be another for every batch where the model has dropout. The loss of a device is on its way,
+        and float() waits for it: a step asks for all its batches before it asks for a loss.
         """
+        key = dropout_key if self.dropout else None
+        learn = partial(self._learn, micro_steps=micro_steps, accumulate=accumulate, dropout_key=key)
+        if self._step is not None:
+            kind = (micro_steps, accumulate) if key is None else None  # which numbers are dropped is another each time
+            return self._step.run(kind, learn, tokens, targets)
+        learn(tokens, targets)
+        return float(self.arrays["losses"].mean(dtype=np.float64))
+
+    def _learn(
+        self, tokens: np.ndarray, targets: np.ndarray, micro_steps: int, accumulate: bool, dropout_key: int | None
+    ) -> None:
+        """tokens, targets [B, T] -> losses, and the gradients"""
         K, a, g = self.kernels, self.arrays, self.gradients
         if not accumulate:
             only_added_to = self._only_added_to()
@@ -211,14 +239,14 @@ class Transformer(ABC, Generic[Config]):
         if self._dropout_key is not None:
             K.dropout(dresidual, dresidual, self.dropout, hash64(self._dropout_key, 0))
         self._embed_backward(tokens)
-        return float(losses.mean(dtype=np.float64))
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """tokens int32 [B, T] -> logits [B, T, V], a new array: for tests and evaluation of small batches."""
-        x = self.forward(tokens)
-        logits = np.empty((len(x), self.config.vocab_size), np.float32)
+        x = self.forward(tokens if self._step is None else self._step.place(tokens)[0])
+        empty = np.empty if self._step is None else self.kernels.empty
+        logits = empty((len(x), self.config.vocab_size), dtype=np.float32)
         self.kernels.linear_forward(logits, x, self.head(self.config, self.weights))
-        return logits.reshape(*tokens.shape, -1)
+        return np.asarray(logits).reshape(*tokens.shape, -1)
 
     # ---- what blocks are made of -----------------------------------------------------------------------------------
 

@@ -136,8 +136,9 @@ class DeviceArray:
             self[...] = value
 
 
-def empty(*shape: int, dtype: Any = np.float32) -> DeviceArray:
+def empty(*shape: Any, dtype: Any = np.float32) -> DeviceArray:
     """A new array, of any values; what a run needs is planned and taken once (llmpy/memory.py)."""
+    shape = shape[0] if shape and isinstance(shape[0], tuple) else shape
     address, owner = device.current().take(prod(shape) * np.dtype(dtype).itemsize)
     return DeviceArray(address, shape, dtype, owner)
 

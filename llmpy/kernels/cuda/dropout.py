@@ -52,7 +52,11 @@ def dropout(
     """
     on_device = isinstance(key, DeviceArray)
     low, high = (0, 0) if on_device else (signed(key), signed(key >> 32))
-    added, threshold, scale = x if residual is None else residual, signed(int(probability * 2**32)), 1 / (1 - probability)
+    added, threshold, scale = (
+        x if residual is None else residual,
+        signed(int(probability * 2**32)),
+        1 / (1 - probability),
+    )
     arguments = y, x, added, key if on_device else x, low, high, threshold, scale, x.size
     options = {"on_device": on_device, "add": residual is not None, "block": BLOCK}
     launch(_dropout, (cdiv(x.size, BLOCK),), *arguments, **options)
