@@ -6,11 +6,14 @@ from llmpy.kernels.cuda.array import DeviceArray, empty
 from llmpy.kernels.cuda.attention import attention_forward
 from llmpy.kernels.cuda.attention_backward import attention_backward
 from llmpy.kernels.cuda.card import bfloat16_is_faster, device_name, open_device, peak_flops, room, take
+from llmpy.kernels.cuda.choosing import set_gemm, tuning
+from llmpy.kernels.cuda.classifier import LOGITS_ROWS, classifier_backward, classifier_forward, padded_width
 from llmpy.kernels.cuda.device import choose
 from llmpy.kernels.cuda.dropout import dropout
 from llmpy.kernels.cuda.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cuda.gelu import gelu_backward, gelu_forward
 from llmpy.kernels.cuda.layernorm import layernorm_backward, layernorm_forward
+from llmpy.kernels.cuda.linear import linear_backward, linear_forward
 from llmpy.kernels.cuda.optimizer import adamw, clip_scale, global_norm, pack_weight
 from llmpy.kernels.cuda.reduce import mean
 from llmpy.kernels.cuda.rmsnorm import rmsnorm_backward, rmsnorm_forward
@@ -19,12 +22,15 @@ from llmpy.kernels.cuda.swiglu import swiglu_backward, swiglu_forward
 from llmpy.kernels.cuda.weights import Weight, weight_size
 
 __all__ = [
+    "LOGITS_ROWS",
     "DeviceArray",
     "Weight",
     "adamw",
     "attention_backward",
     "attention_forward",
     "choose",
+    "classifier_backward",
+    "classifier_forward",
     "clip_scale",
     "device_name",
     "dropout",
@@ -36,18 +42,23 @@ __all__ = [
     "global_norm",
     "layernorm_backward",
     "layernorm_forward",
+    "linear_backward",
+    "linear_forward",
     "mean",
     "open_device",
     "pack_weight",
+    "padded_width",
     "peak_flops",
     "rmsnorm_backward",
     "rmsnorm_forward",
     "room",
     "rope_backward",
     "rope_forward",
+    "set_gemm",
     "swiglu_backward",
     "swiglu_forward",
     "take",
+    "tuning",
     "weight_size",
 ]
 
