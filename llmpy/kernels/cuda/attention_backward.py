@@ -1,4 +1,4 @@
-"""The backward pass of attention: the softmax is made again from the log-sum-exp of its rows (Dao 2023, FlashAttention-2).
+"""The backward pass of attention: the softmax is made again from its rows' log-sum-exp (Dao 2023, FlashAttention-2).
 
 Two kernels, each the only writer of what it writes, so that results repeat: one goes through the keys for a block of
 queries (dq), the other through the queries for a block of keys (dk, dv), all the query heads of a group in turn.
@@ -16,11 +16,12 @@ from llmpy.kernels.cuda.launch import cdiv, launch
 from llmpy.kernels.cuda.workspace import scratch
 
 COPIED = 64  # rows of a head that a program copies
+PADDED = 128  # a multiple of every block of queries
 
 
 @triton.jit
 def _queries_gradient(
-    dq1, dq2, q1, q2, dy, lse, mean, k, v, k_row, v_row, start, first, T, cos, sin, scale,
+    dq1, dq2, q1, q2, dy, log, mean, k, v, k_row, v_row, start, first, T, cos, sin, scale,
     size: tl.constexpr, width: tl.constexpr, wide: tl.constexpr, pairs: tl.constexpr,
     queries: tl.constexpr, keys: tl.constexpr, diagonal: tl.constexpr,
 ):  # fmt: skip
@@ -31,7 +32,7 @@ def _queries_gradient(
     if diagonal:
         row = first + tl.arange(0, queries)[:, None]
         product = tl.where(row >= start + tl.arange(0, keys)[None, :], product, -float("inf"))
-    share = tl.math.exp2(product * scale - lse[:, None])
+    share = tl.math.exp2(product * scale - log[:, None])
     dshare = tl.dot(dy, tl.trans(values), input_precision="ieee")
     dscores = (share * (dshare - mean[:, None])).to(k1.dtype)
     dq1 = tl.dot(dscores, k1, dq1, input_precision="ieee")
@@ -42,7 +43,7 @@ def _queries_gradient(
 
 @triton.jit(do_not_specialize=["T"])
 def _backward_queries(
-    dq, means, dy, q, k, v, y, lse, cos, sin, T, heads, group,
+    dq, means, logs, dy, q, k, v, y, lse, cos, sin, T, padded, heads, group,
     dq_batch, dq_row, dq_head, dy_batch, dy_row, dy_head, q_batch, q_row, q_head,
     k_batch, k_row, k_head, v_batch, v_row, v_head, y_batch, y_row, y_head,
     scale, size: tl.constexpr, width: tl.constexpr, wide: tl.constexpr, pairs: tl.constexpr,
@@ -58,25 +59,28 @@ def _backward_queries(
     y += batch * y_batch + head * y_head
     left = T - first
     row = tl.arange(0, queries)
-    rows = tl.program_id(1).to(tl.int64) * T + first + row
-    # The sum over keys of share * dshare, of which the other kernel has need too.
+    lse += tl.program_id(1).to(tl.int64) * T + first
+    logs += tl.program_id(1).to(tl.int64) * padded + first
+    means += tl.program_id(1).to(tl.int64) * padded + first
+    # The sum over keys of share * dshare. The other kernel needs it too, and finds zeros past the end.
     dy_tile = rows_of(dy, first, dy_row, left, size, queries, wide, True)
     y_tile = rows_of(y, first, y_row, left, size, queries, wide, True)
     mean = tl.sum(dy_tile.to(tl.float32) * y_tile.to(tl.float32), 1)
-    tl.store(means + rows, mean, mask=row < left)
-    lse_tile = tl.load(lse + rows, mask=row < left, other=0.0) * LOG2E
+    log = tl.load(lse + row, mask=row < left, other=0.0) * LOG2E
+    tl.store(means + row, mean)
+    tl.store(logs + row, log)
     q1, q2 = tiles(q, first, q_row, left, cos, sin, first, size, queries, width, pairs, True)
     dq1 = tl.zeros([queries, width], tl.float32)
     dq2 = tl.zeros([queries, width], tl.float32)
     seen_by_all = (first + 1) // keys * keys
     for start in range(0, seen_by_all, keys):
         dq1, dq2 = _queries_gradient(
-            dq1, dq2, q1, q2, dy_tile, lse_tile, mean, k, v, k_row, v_row, start, first, T, cos, sin, scale,
+            dq1, dq2, q1, q2, dy_tile, log, mean, k, v, k_row, v_row, start, first, T, cos, sin, scale,
             size, width, wide, pairs, queries, keys, False,
         )  # fmt: skip
     for start in range(seen_by_all, tl.minimum(first + queries, T), keys):
         dq1, dq2 = _queries_gradient(
-            dq1, dq2, q1, q2, dy_tile, lse_tile, mean, k, v, k_row, v_row, start, first, T, cos, sin, scale,
+            dq1, dq2, q1, q2, dy_tile, log, mean, k, v, k_row, v_row, start, first, T, cos, sin, scale,
             size, width, wide, pairs, queries, keys, True,
         )  # fmt: skip
     dq += batch * dq_batch + head * dq_head
@@ -86,7 +90,7 @@ def _backward_queries(
 
 @triton.jit
 def _keys_gradient(
-    dk1, dk2, dv, k1, k2, values, dy, q, dy_row, q_row, lse, means, first, start, T, cos, sin, scale,
+    dk1, dk2, dv, k1, k2, values, dy, q, dy_row, q_row, logs, means, first, start, T, cos, sin, scale,
     size: tl.constexpr, width: tl.constexpr, wide: tl.constexpr, pairs: tl.constexpr,
     queries: tl.constexpr, keys: tl.constexpr, diagonal: tl.constexpr,
 ):  # fmt: skip
@@ -94,15 +98,15 @@ def _keys_gradient(
     left = T - first
     row = tl.arange(0, queries)
     q1, q2 = tiles(q, first, q_row, left, cos, sin, first, size, queries, width, pairs, True)
-    # Rows past the end have no share in anything.
-    lse_tile = tl.load(lse + first + row, mask=row < left, other=float("inf")) * LOG2E
+    # Of rows past the end all is zero but the share, which is then of no account.
+    log = tl.load(logs + first + row)
     product = scores(k1, k2, q1, q2, pairs)
     if diagonal:
         product = tl.where(first + row[None, :] >= start + tl.arange(0, keys)[:, None], product, -float("inf"))
-    share = tl.math.exp2(product * scale - lse_tile[None, :])
+    share = tl.math.exp2(product * scale - log[None, :])
     dy_tile = rows_of(dy, first, dy_row, left, size, queries, wide, True)
     dv = tl.dot(share.to(dy_tile.dtype), dy_tile, dv, input_precision="ieee")
-    mean = tl.load(means + first + row, mask=row < left, other=0.0)
+    mean = tl.load(means + first + row)
     dshare = tl.dot(values, tl.trans(dy_tile), input_precision="ieee")
     dscores = (share * (dshare - mean[None, :])).to(q1.dtype)
     dk1 = tl.dot(dscores, q1, dk1, input_precision="ieee")
@@ -113,7 +117,7 @@ def _keys_gradient(
 
 @triton.jit(do_not_specialize=["T"])
 def _backward_keys(
-    dk, dv, means, dy, q, k, v, lse, cos, sin, T, kv_heads, group,
+    dk, dv, means, logs, dy, q, k, v, cos, sin, T, padded, kv_heads, group,
     dk_batch, dk_row, dk_head, dv_batch, dv_row, dv_head, dy_batch, dy_row, dy_head,
     q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head,
     scale, size: tl.constexpr, width: tl.constexpr, wide: tl.constexpr, pairs: tl.constexpr,
@@ -131,18 +135,19 @@ def _backward_keys(
     dk2 = tl.zeros([keys, width], tl.float32)
     dv_tile = tl.zeros([keys, wide], tl.float32)
     all_seen = (start + keys + queries - 2) // queries * queries
-    for head in range(kv_head * group, (kv_head + 1) * group):
+    for member in range(group):
+        head = kv_head * group + member
         q_at = q + batch * q_batch + head * q_head
         dy_at = dy + batch * dy_batch + head * dy_head
-        rows = (tl.program_id(1) // kv_heads * kv_heads * group + head).to(tl.int64) * T
+        rows = (tl.program_id(1) // kv_heads * kv_heads * group + head).to(tl.int64) * padded
         for first in range(start // queries * queries, tl.minimum(all_seen, T), queries):
             dk1, dk2, dv_tile = _keys_gradient(
-                dk1, dk2, dv_tile, k1, k2, values, dy_at, q_at, dy_row, q_row, lse + rows, means + rows,
+                dk1, dk2, dv_tile, k1, k2, values, dy_at, q_at, dy_row, q_row, logs + rows, means + rows,
                 first, start, T, cos, sin, scale, size, width, wide, pairs, queries, keys, True,
             )  # fmt: skip
         for first in range(all_seen, T, queries):
             dk1, dk2, dv_tile = _keys_gradient(
-                dk1, dk2, dv_tile, k1, k2, values, dy_at, q_at, dy_row, q_row, lse + rows, means + rows,
+                dk1, dk2, dv_tile, k1, k2, values, dy_at, q_at, dy_row, q_row, logs + rows, means + rows,
                 first, start, T, cos, sin, scale, size, width, wide, pairs, queries, keys, False,
             )  # fmt: skip
     dk += batch * dk_batch + kv_head * dk_head
@@ -197,20 +202,21 @@ def attention_backward(
     B, T, NH, hs = q.shape
     NKV = k.shape[2]
     cos, sin = (q, q) if rope is None else rope[:2]
-    means = scratch("attention means", B, NH, T, dtype="float32")
+    padded = cdiv(T, PADDED) * PADDED
+    means, logs = scratch("attention rows", 2, B, NH, padded, dtype="float32")
     # The second kernel reads all of q: where dq is q, it waits beside it.
     made = scratch("attention dq", B, T, NH, hs, dtype=q.dtype) if dq.address == q.address else dq
     constants, scale = shape(hs, rope), score_scale(hs)
     options = chosen(configuration_queries, q, rope)
     launch(
         _backward_queries, (cdiv(T, options["queries"]), B * NH),
-        made, means, dy, q, k, v, y, lse, cos, sin, T, NH, NH // NKV,
+        made, means, logs, dy, q, k, v, y, lse, cos, sin, T, padded, NH, NH // NKV,
         *strides(made), *strides(dy), *strides(q), *strides(k), *strides(v), *strides(y), scale, **constants, **options,
     )  # fmt: skip
     options = chosen(configuration_keys, q, rope)
     launch(
         _backward_keys, (cdiv(T, options["keys"]), B * NKV),
-        dk, dv, means, dy, q, k, v, lse, cos, sin, T, NKV, NH // NKV,
+        dk, dv, means, logs, dy, q, k, v, cos, sin, T, padded, NKV, NH // NKV,
         *strides(dk), *strides(dv), *strides(dy), *strides(q), *strides(k), *strides(v), scale, **constants, **options,
     )  # fmt: skip
     if made is not dq:

@@ -22,7 +22,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def rows_of(x, first, stride, left, size: tl.constexpr, rows: tl.constexpr, width: tl.constexpr, cut: tl.constexpr):
-    """[rows, width] from row `first`, zero past the head's `size`; and past the `left` rows that there are, if `cut`."""
+    """[rows, width] from row `first`, zero past the head's `size`, and past the `left` rows that there are if `cut`."""
     row = tl.arange(0, rows)[:, None]
     channel = tl.arange(0, width)[None, :]
     at = x + tl.cast(first, tl.int64) * stride + row * stride + channel
