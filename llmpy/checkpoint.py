@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmpy.errors import UserError
 from llmpy.files import cannot_write, make_dir, sha256_of, sync_dir, write_atomic, write_text_atomic
 from llmpy.formats import huggingface, seals

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from llmpy.kernels.cuda import device
 from llmpy.kernels.cuda.array import DeviceArray, empty
 from llmpy.kernels.cuda.attention import attention_forward
 from llmpy.kernels.cuda.attention_backward import attention_backward
@@ -22,6 +23,7 @@ from llmpy.kernels.cuda.swiglu import swiglu_backward, swiglu_forward
 from llmpy.kernels.cuda.weights import Weight, weight_size
 
 __all__ = [
+    "ATTENTION_TURNS",
     "LOGITS_ROWS",
     "DeviceArray",
     "Weight",
@@ -32,6 +34,7 @@ __all__ = [
     "classifier_backward",
     "classifier_forward",
     "clip_scale",
+    "device",
     "device_name",
     "dropout",
     "embedding_backward",
@@ -61,6 +64,8 @@ __all__ = [
     "tuning",
     "weight_size",
 ]
+
+ATTENTION_TURNS = True  # attention takes q and k as they are before rope_forward, and turns them as it reads
 
 
 def __getattr__(name: str) -> Any:
