@@ -18,10 +18,11 @@ from llmpy.errors import UserError
 from llmpy.memory import MemoryPlan
 from llmpy.models.device_step import DeviceStep, plan_batch
 from llmpy.parameters import Parameters, initialize, parameter_table, total_size
+from llmpy.precision import dtype
 from llmpy.rng import hash64
 from llmpy.weights import BFloat16Weights, plan_weights
 
-LOGITS_ROWS = 256  # rows of logits that exist at a time, where a backend has no number of its own
+LOGITS_ROWS = 256  # rows of logits that exist at a time; a device has a number of its own
 Config = TypeVar("Config", bound=ModelConfig)
 Weights = Parameters | BFloat16Weights
 
@@ -108,9 +109,12 @@ class Transformer(ABC, Generic[Config]):
         if precision == "bfloat16":
             plan_weights(plan, module, parameter_table(config))
         cls.plan_activations(plan, config, B, T, recompute, precision)
-        plan.add("logits", "logits", min(B * T, getattr(module, "LOGITS_ROWS", LOGITS_ROWS)), config.vocab_size)
         if hasattr(module, "device"):
             plan_batch(plan, B, T)
+            rows, width = min(B * T, module.LOGITS_ROWS), module.padded_width(config.vocab_size)
+            plan.add("logits", "logits", rows, width, dtype=dtype(precision))
+        else:
+            plan.add("logits", "logits", min(B * T, LOGITS_ROWS), config.vocab_size)
         return plan
 
     # ---- the parts of a family -------------------------------------------------------------------------------------
@@ -194,7 +198,7 @@ class Transformer(ABC, Generic[Config]):
         """tokens, targets [B, T] -> losses"""
         x, losses, a = self.forward(tokens), self.arrays["losses"], self.arrays
         head = self.head(self.config, self.weights)
-        self.kernels.classifier_forward(losses, x, head, targets.reshape(-1), a["logits"])
+        self.kernels.classifier_forward(losses, x, head, targets.reshape(-1), self._logits())
 
     def loss_and_gradients(
         self,
@@ -230,7 +234,7 @@ class Transformer(ABC, Generic[Config]):
         x, losses, dx = self.forward(tokens, dropout_key), a["losses"], self._dx()
         head, dhead = self.head(self.config, self.weights), self.head(self.config, g)
         scale, targets = 1 / (tokens.size * micro_steps), targets.reshape(-1)
-        K.classifier_backward(losses, dx, dhead, x, head, targets, scale, a["logits"], accumulate)
+        K.classifier_backward(losses, dx, dhead, x, head, targets, scale, self._logits(), accumulate)
         dresidual = a["dresidual"]
         dresidual.fill(0)
         self._last_norm_backward(dx)
@@ -247,6 +251,10 @@ class Transformer(ABC, Generic[Config]):
         logits = empty((len(x), self.config.vocab_size), dtype=np.float32)
         self.kernels.linear_forward(logits, x, self.head(self.config, self.weights))
         return np.asarray(logits).reshape(*tokens.shape, -1)
+
+    def _logits(self) -> np.ndarray:
+        """Scratch for the classifier [rows, V]; where a device likes them wider, the columns that count."""
+        return self.arrays["logits"][:, : self.config.vocab_size]
 
     # ---- what blocks are made of -----------------------------------------------------------------------------------
 
