@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
+
+from llmpy.memory import available_memory
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Device(Protocol):
     """Memory and order of what runs. Copies and kernels follow one another on one stream."""
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free now, and all that there are."""
 
     def take(self, size: int) -> tuple[int, Any]:
         """`size` bytes -> their address, aligned to 256, and the object that keeps them."""
@@ -30,6 +36,14 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Returns when all that was asked for is done."""
+
+    def captured(self, function: Callable[[], None]) -> Callable[[], None]:
+        """The function made one call of the device.
+
+        The first call runs it as it is: its kernels are compiled, its scratch is taken. The second notes down what it
+        asks of the device, and from then on that is repeated, and the function itself no longer called. It must always
+        ask for the same, of the same addresses, and take or read nothing.
+        """
 
 
 class Interpreter:
@@ -56,6 +70,13 @@ class Interpreter:
 
     def synchronize(self) -> None:
         """All is done at once here."""
+
+    def captured(self, function: Callable[[], None]) -> Callable[[], None]:
+        return function
+
+    def memory(self) -> tuple[int, int]:
+        free = available_memory() or 2**62
+        return free, free
 
 
 @cache
