@@ -4,23 +4,50 @@ from llmpy.kernels.cuda.array import DeviceArray, empty
 from llmpy.kernels.cuda.attention import attention_decode
 from llmpy.kernels.cuda.copies import copy
 from llmpy.kernels.cuda.decode import Decode
+from llmpy.kernels.cuda.dropout import dropout
+from llmpy.kernels.cuda.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cuda.gelu import gelu_backward, gelu_forward
+from llmpy.kernels.cuda.layernorm import layernorm_backward, layernorm_forward
 from llmpy.kernels.cuda.matrix import DeviceMatrix, matrix_of
 from llmpy.kernels.cuda.matvec import embed_rows
 from llmpy.kernels.cuda.memory import take
+from llmpy.kernels.cuda.optimizer import adamw, clip_scale, global_norm, pack_weight
+from llmpy.kernels.cuda.reduce import mean
+from llmpy.kernels.cuda.rmsnorm import rmsnorm_backward, rmsnorm_forward
+from llmpy.kernels.cuda.rope import rope_backward, rope_forward
 from llmpy.kernels.cuda.stored import upload_weights
+from llmpy.kernels.cuda.swiglu import swiglu_backward, swiglu_forward
+from llmpy.kernels.cuda.weights import Weight, weight_size
 
 __all__ = [
     "Decode",
     "DeviceArray",
     "DeviceMatrix",
+    "Weight",
+    "adamw",
     "attention_decode",
+    "clip_scale",
     "copy",
+    "dropout",
     "embed_rows",
+    "embedding_backward",
+    "embedding_forward",
     "empty",
     "gelu_backward",
     "gelu_forward",
+    "global_norm",
+    "layernorm_backward",
+    "layernorm_forward",
     "matrix_of",
+    "mean",
+    "pack_weight",
+    "rmsnorm_backward",
+    "rmsnorm_forward",
+    "rope_backward",
+    "rope_forward",
+    "swiglu_backward",
+    "swiglu_forward",
     "take",
     "upload_weights",
+    "weight_size",
 ]

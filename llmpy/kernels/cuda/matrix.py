@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 
 from llmpy.blocks import BF16, F16, F32, PLAIN, Q8_0, BlockType
-from llmpy.kernels.cuda import workspace
 from llmpy.kernels.cuda.array import DeviceArray, empty
 from llmpy.kernels.cuda.device import INTERPRETED
 from llmpy.kernels.cuda.launch import cdiv, launch
+from llmpy.kernels.cuda.workspace import scratch
 from llmpy.matrix import Matrix
 
 BLOCK = Q8_0.numbers
@@ -69,8 +69,7 @@ class DeviceMatrix:
         if self.data.dtype == dtype:
             return self.data
         OC, C = self.shape
-        scratch = workspace.scratch("dequantized", OC * C * np.dtype(dtype).itemsize)
-        made = DeviceArray(scratch.address, self.shape, dtype, scratch)
+        made = scratch("dequantized", OC, C, dtype=dtype)
         rows, columns = CONVERTED
         grid = cdiv(C, columns), cdiv(OC, rows)
         launch(_dequantize, grid, made, *self.layout, OC, C, rows=rows, columns=columns, num_warps=4)

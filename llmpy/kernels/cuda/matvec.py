@@ -19,12 +19,12 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from llmpy.kernels.cuda import workspace
 from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.device import INTERPRETED
 from llmpy.kernels.cuda.gelu import gelu
 from llmpy.kernels.cuda.launch import cdiv, launch, power_of_2
 from llmpy.kernels.cuda.matrix import DeviceMatrix, numbers
+from llmpy.kernels.cuda.workspace import scratch
 
 if TYPE_CHECKING:
     from llmpy.stored import StoredWeights
@@ -152,8 +152,7 @@ def embed(
 def embed_rows(x: DeviceArray, weights: StoredWeights, tokens: np.ndarray, positions: np.ndarray) -> None:
     """x [T, C] = the embeddings of tokens int32 [T] of the host at positions int32 [T]."""
     T = len(tokens)
-    scratch = workspace.scratch("tokens", 8 * T)
-    placed = DeviceArray(scratch.address, (2 * T,), np.int32, scratch)
+    placed = scratch("tokens", 2 * T, dtype=np.int32)
     placed[...] = np.concatenate([tokens, positions])
     embed(x, weights.embedding, getattr(weights, "wpe", None), placed[:T], placed[T:])
 
@@ -194,7 +193,7 @@ def _moments(parts, row, there, C, count, eps, centered: tl.constexpr, part: tl.
         mean = tl.zeros_like(tl.sum(sums, 1))
         away = sums / size
     variance = tl.sum(tl.where(inside, squares + size * away * away, 0.0), 1) / C
-    return mean, 1.0 / tl.sqrt(variance + eps)
+    return mean, 1.0 / tl.sqrt_rn(variance + eps)
 
 
 @triton.jit

@@ -1,0 +1,63 @@
+"""Dropout (Srivastava et al. 2014) whose mask is a hash of index and key: nothing is stored, and the mask is the one
+that every backend makes."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from llmpy.kernels.cuda.array import DeviceArray
+from llmpy.kernels.cuda.device import INTERPRETED
+from llmpy.kernels.cuda.launch import cdiv, launch
+
+BLOCK = 2**16 if INTERPRETED else 2048
+
+
+@triton.jit
+def _mix(h):
+    """lowbias32 (Wellons 2018), of uint32."""
+    h = (h ^ (h >> 16)) * 0x7FEB352D
+    h = (h ^ (h >> 15)) * 0x846CA68B
+    return h ^ (h >> 16)
+
+
+# Keys change from call to call, and none of them is worth a kernel of its own.
+@triton.jit(do_not_specialize=["low", "high", "threshold"])
+def _dropout(
+    y, x, residual, key, low, high, threshold, scale, n,
+    on_device: tl.constexpr, add: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = at < n
+    if on_device:
+        bits = tl.load(key).to(tl.uint64)
+        low_key, high_key = bits.to(tl.uint32), (bits >> 32).to(tl.uint32)
+    else:
+        low_key, high_key = low.to(tl.uint32, bitcast=True), high.to(tl.uint32, bitcast=True)
+    kept = _mix(_mix(at.to(tl.uint32) ^ low_key) ^ high_key) >= threshold.to(tl.uint32, bitcast=True)
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    result = tl.where(kept, value * scale, 0.0)
+    if add:
+        result += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + at, result.to(y.dtype.element_ty), mask=inside)
+
+
+def dropout(
+    y: DeviceArray, x: DeviceArray, probability: float, key: int | DeviceArray, residual: DeviceArray | None = None
+) -> None:
+    """x, any shape -> y = x * mask / (1 - probability), plus `residual` if given; y may be x or residual.
+
+    `key` is an int of 64 bits: another for every place where a model drops, and for every step. It may lie on the
+    device, uint64 [1]: then a captured graph drops others whenever it has been changed.
+    """
+    on_device = isinstance(key, DeviceArray)
+    low, high = (0, 0) if on_device else (signed(key), signed(key >> 32))
+    added, threshold, scale = x if residual is None else residual, signed(int(probability * 2**32)), 1 / (1 - probability)
+    arguments = y, x, added, key if on_device else x, low, high, threshold, scale, x.size
+    options = {"on_device": on_device, "add": residual is not None, "block": BLOCK}
+    launch(_dropout, (cdiv(x.size, BLOCK),), *arguments, **options)
+
+
+def signed(bits: int) -> int:
+    """The int32 that the lower 32 bits are: a number of one type, whatever it is."""
+    return (bits & 0xFFFFFFFF ^ 0x80000000) - 0x80000000
