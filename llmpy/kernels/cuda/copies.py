@@ -22,14 +22,12 @@ def copy(to: DeviceArray, source: DeviceArray) -> None:
         copy(held, source)
         source = held
     missing = (1,) * (4 - to.ndim)
-    shape, steps, from_steps = (
-        (*missing, *numbers) for numbers in (to.shape, to.strides, source.strides)
-    )
+    shape, steps, from_steps = ((*missing, *numbers) for numbers in (to.shape, to.strides, source.strides))
     launch(_copy, (cdiv(to.size, BLOCK),), to, source, to.size, *shape[1:], *steps, *from_steps, block=BLOCK)
 
 
 def _overlap(a: DeviceArray, b: DeviceArray) -> bool:
-    first, second = sorted(((x.address, x.address + _extent(x)) for x in (a, b)))
+    first, second = sorted((x.address, x.address + _extent(x)) for x in (a, b))
     return second[0] < first[1]
 
 

@@ -53,19 +53,21 @@ class Norm:
 NO_NORM = (None, None, None, 0, 0.0)
 
 
-def configuration(outputs: int, quantized: bool, wide: bool = False) -> dict[str, int]:
+def configuration(
+    outputs: int, quantized: bool, wide: bool = False, interpreted: bool = INTERPRETED
+) -> dict[str, int]:
     """Blocks and warps of a product: few outputs need small blocks, so that all of the GPU has some. The depth of an
     8 bit matrix is taken a block of numbers with one scale at a time. `wide`: of 4 bytes a number."""
-    if INTERPRETED:
+    if interpreted:
         return {"bs": SEQUENCES, "bn": 64, "bk": 32 if quantized else 512}
     bn, warps = (8, 1) if outputs <= 1024 else (16, 2) if outputs <= 8192 else (32, 4)
     depth = 32 if quantized else 64 if wide else 128
     return {"bs": SEQUENCES, "bn": bn, "bk": depth, "num_warps": warps, "num_stages": 6 if quantized else 4}
 
 
-def part_of(channels: int) -> int:
+def part_of(channels: int, interpreted: bool = INTERPRETED) -> int:
     """Columns of a part of the residual stream."""
-    return configuration(channels, False)["bn"]
+    return configuration(channels, False, interpreted=interpreted)["bn"]
 
 
 def linear(
