@@ -23,9 +23,8 @@ from llmpy.blocks import F32
 from llmpy.kernels.cuda import device
 from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.attention import attention_decode
-from llmpy.kernels.cuda.launch import cdiv
 from llmpy.kernels.cuda.matrix import DeviceMatrix
-from llmpy.kernels.cuda.matvec import LAYERNORM_EPS, Norm, add_linear, embed, gated, heads, linear, part_of
+from llmpy.kernels.cuda.matvec import LAYERNORM_EPS, Norm, add_linear, embed, gated, heads, linear, parts_shape
 from llmpy.kernels.cuda.memory import take
 from llmpy.kernels.cuda.stored import upload_weights
 from llmpy.memory import MemoryPlan
@@ -61,7 +60,7 @@ class Decode:
         for name, *shape in (
             ("x", slots, C),
             ("given", slots, C),
-            ("parts", slots, cdiv(C, part_of(C)), 2),
+            ("parts", *parts_shape(slots, C)),
             ("q", slots, NH * hs),
             ("att", slots, NH * hs),
             ("hidden", slots, H),

@@ -124,10 +124,12 @@ def upload(*matrices: Matrix) -> DeviceMatrix:
 def numbers(w, scales, row, column, stride, scale_stride, inside):
     """The numbers of a matrix at rows and columns that broadcast, float32; 0 where they are not inside."""
     if scales is None:
-        return tl.load(w + row * stride + column, mask=inside, other=0.0).to(tl.float32)
-    block = column // 32
-    q = tl.load(w + block * stride + row * 32 + column % 32, mask=inside, other=0).to(tl.float32)
-    return q * tl.load(scales + block * scale_stride + row, mask=inside, other=0.0)
+        value = tl.load(w + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+    else:
+        block = column // 32
+        q = tl.load(w + block * stride + row * 32 + column % 32, mask=inside, other=0).to(tl.float32)
+        value = q * tl.load(scales + block * scale_stride + row, mask=inside, other=0.0)
+    return value
 
 
 @triton.jit

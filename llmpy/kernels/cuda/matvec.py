@@ -19,6 +19,7 @@ import numpy as np
 import triton
 import triton.language as tl
 
+from llmpy.blocks import BF16
 from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.device import INTERPRETED
 from llmpy.kernels.cuda.gelu import gelu
@@ -37,7 +38,7 @@ LAYERNORM_EPS = 1e-5
 class Norm:
     """The norm of the residual stream before a product: LayerNorm with a `shift` [C], RMSNorm without.
 
-    `parts` float32 [S, parts of a row, 2]: of the columns of each part the sum, and the squares around its mean.
+    `parts` float32 as `parts_shape` says: of the columns of each part the sum, and the squares around its mean.
     """
 
     parts: DeviceArray
@@ -47,27 +48,32 @@ class Norm:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        return self.parts, self.gain, self.shift, self.parts.shape[1], self.eps
+        return self.parts, self.gain, self.shift, self.eps
 
 
-NO_NORM = (None, None, None, 0, 0.0)
+NO_NORM = (None, None, None, 0.0)
 
 
 def configuration(
-    outputs: int, quantized: bool, wide: bool = False, interpreted: bool = INTERPRETED
+    outputs: int, narrow: bool, quantized: bool = False, interpreted: bool = INTERPRETED
 ) -> dict[str, int]:
     """Blocks and warps of a product: few outputs need small blocks, so that all of the GPU has some. The depth of an
-    8 bit matrix is taken a block of numbers with one scale at a time. `wide`: of 4 bytes a number."""
+    8 bit matrix is taken a block of numbers with one scale at a time. `narrow`: of bfloat16."""
     if interpreted:
         return {"bs": SEQUENCES, "bn": 64, "bk": 32 if quantized else 512}
     bn, warps = (8, 1) if outputs <= 1024 else (16, 2) if outputs <= 8192 else (32, 4)
-    depth = 32 if quantized else 64 if wide else 128
-    return {"bs": SEQUENCES, "bn": bn, "bk": depth, "num_warps": warps, "num_stages": 6 if quantized else 4}
+    depth, stages = (128, 4) if narrow else (32, 6)
+    return {"bs": SEQUENCES, "bn": bn, "bk": depth, "num_warps": warps, "num_stages": stages}
 
 
 def part_of(channels: int, interpreted: bool = INTERPRETED) -> int:
     """Columns of a part of the residual stream."""
     return configuration(channels, False, interpreted=interpreted)["bn"]
+
+
+def parts_shape(sequences: int, channels: int) -> tuple[int, int, int]:
+    """Of the parts of the residual stream [S, C]: sums of S rows, then squares, with room for a power of 2 of each."""
+    return sequences, 2, power_of_2(cdiv(channels, part_of(channels)))
 
 
 def linear(
@@ -95,7 +101,7 @@ def add_linear(
     (S, C), OC = x.shape, w.shape[0]
     options = _options(w, OC)
     grid = cdiv(OC, options["bn"]), cdiv(S, SEQUENCES)
-    launch(_add_linear, grid, residual, parts, x, *w.layout, b, S, C, OC, parts.shape[1], **options)
+    launch(_add_linear, grid, residual, parts, x, *w.layout, b, S, C, OC, most_parts=parts.shape[2], **options)
 
 
 def gated(y: DeviceArray, x: DeviceArray, w: DeviceMatrix, norm: Norm) -> None:
@@ -146,9 +152,12 @@ def embed(
     """x [S, C] = the rows of w of tokens int32 [S], plus those of wpe [T, C] of positions int32 [S]; and the parts of
     the norm after it."""
     S, C = x.shape
-    block = part_of(C) if parts is not None else min(1024, power_of_2(C))
-    arguments = tokens, positions, *w.layout, wpe, C, cdiv(C, block)
-    launch(_embed, (cdiv(C, block), S), x, parts, *arguments, block=block, num_warps=4 if parts is None else 1)
+    if parts is None:
+        options = {"block": min(1024, power_of_2(C)), "most_parts": 1, "num_warps": 4}
+    else:
+        options = {"block": part_of(C), "most_parts": parts.shape[2], "num_warps": 1}
+    grid = cdiv(C, options["block"]), S
+    launch(_embed, grid, x, parts, tokens, positions, *w.layout, wpe, C, **options)
 
 
 def embed_rows(x: DeviceArray, weights: StoredWeights, tokens: np.ndarray, positions: np.ndarray) -> None:
@@ -160,12 +169,12 @@ def embed_rows(x: DeviceArray, weights: StoredWeights, tokens: np.ndarray, posit
 
 
 def _options(w: DeviceMatrix, outputs: int) -> dict[str, int]:
-    return configuration(outputs, w.scales is not None, w.data.dtype.itemsize == 4)
+    return configuration(outputs, w.kind == BF16, w.scales is not None)
 
 
 def _pairs(options: dict[str, int]) -> dict[str, int]:
-    """For outputs that are made two by two."""
-    return options | {"bn": max(options["bn"], 16)}
+    """For outputs that are made two by two, which takes more registers at the end."""
+    return options | {"bn": max(options["bn"], 16), "num_warps": 4}
 
 
 def _norm(norm: Norm | None) -> tuple[Any, ...]:
@@ -173,20 +182,19 @@ def _norm(norm: Norm | None) -> tuple[Any, ...]:
 
 
 def _norm_options(norm: Norm | None, channels: int) -> dict[str, int]:
-    return {"part": part_of(channels), "most_parts": 1 if norm is None else power_of_2(norm.parts.shape[1])}
+    return {"part": part_of(channels), "most_parts": 1 if norm is None else norm.parts.shape[2]}
 
 
 # ---- on the device -------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def _moments(parts, row, there, C, count, eps, centered: tl.constexpr, part: tl.constexpr, most: tl.constexpr):
+def _moments(parts, row, there, C, eps, centered: tl.constexpr, part: tl.constexpr, most: tl.constexpr):
     """The mean (0 where not `centered`) and 1 / deviation of whole rows, [bs] each, of the parts of them."""
     p = tl.arange(0, most)
-    inside = there[:, None] & (p < count)[None, :]
-    at = parts + (row[:, None] * count + p[None, :]) * 2
-    sums = tl.load(at, mask=inside, other=0.0)
-    squares = tl.load(at + 1, mask=inside, other=0.0)
+    at = parts + row[:, None] * (2 * most) + p[None, :]
+    sums = tl.load(at, mask=there[:, None], other=0.0)
+    squares = tl.load(at + most, mask=there[:, None], other=0.0)
     size = tl.maximum(tl.minimum(C - p * part, part), 1).to(tl.float32)[None, :]
     if centered:
         mean = tl.sum(sums, 1) / C
@@ -194,21 +202,21 @@ def _moments(parts, row, there, C, count, eps, centered: tl.constexpr, part: tl.
     else:
         mean = tl.zeros_like(tl.sum(sums, 1))
         away = sums / size
-    variance = tl.sum(tl.where(inside, squares + size * away * away, 0.0), 1) / C
+    variance = tl.sum(tl.where((p * part < C)[None, :], squares + size * away * away, 0.0), 1) / C
     return mean, 1.0 / tl.sqrt_rn(variance + eps)
 
 
 @triton.jit
-def _keep_parts(parts, value, row, there, n, C, count):
+def _keep_parts(parts, value, row, there, n, C, most: tl.constexpr):
     """The sum of what a program made of each row, value [bs, bn], and the squares around its mean."""
     valid = (n < C)[None, :]
     value = tl.where(valid, value, 0.0)
     size = tl.sum((n < C).to(tl.float32), 0)
     total = tl.sum(value, 1)
     away = tl.where(valid, value - (total / size)[:, None], 0.0)
-    at = parts + (row * count + tl.program_id(0)) * 2
+    at = parts + row * (2 * most) + tl.program_id(0)
     tl.store(at, total, mask=there)
-    tl.store(at + 1, tl.sum(away * away, 1), mask=there)
+    tl.store(at + most, tl.sum(away * away, 1), mask=there)
 
 
 @triton.jit
@@ -261,7 +269,7 @@ def _rows(sequences, bs: tl.constexpr):
 
 @triton.jit(do_not_specialize=["S"])
 def _linear(
-    y, x, w, scales, stride, scale_stride, b, parts, gain, shift, count, eps, S, C, OC,
+    y, x, w, scales, stride, scale_stride, b, parts, gain, shift, eps, S, C, OC,
     with_gelu: tl.constexpr, part: tl.constexpr, most_parts: tl.constexpr,
     bs: tl.constexpr, bn: tl.constexpr, bk: tl.constexpr,
 ):  # fmt: skip
@@ -269,7 +277,7 @@ def _linear(
     n = tl.program_id(0) * bn + tl.arange(0, bn)
     mean, scale = 0.0, 0.0
     if parts is not None:
-        mean, scale = _moments(parts, row, there, C, count, eps, shift is not None, part, most_parts)
+        mean, scale = _moments(parts, row, there, C, eps, shift is not None, part, most_parts)
     last = tl.minimum(n, OC - 1)
     total = _products(x, w, scales, stride, scale_stride, last, row, there, C, gain, shift, mean, scale, bs, bn, bk)
     if b is not None:
@@ -281,8 +289,8 @@ def _linear(
 
 @triton.jit(do_not_specialize=["S"])
 def _add_linear(
-    residual, parts, x, w, scales, stride, scale_stride, b, S, C, OC, count,
-    bs: tl.constexpr, bn: tl.constexpr, bk: tl.constexpr,
+    residual, parts, x, w, scales, stride, scale_stride, b, S, C, OC,
+    most_parts: tl.constexpr, bs: tl.constexpr, bn: tl.constexpr, bk: tl.constexpr,
 ):  # fmt: skip
     row, there = _rows(S, bs)
     n = tl.program_id(0) * bn + tl.arange(0, bn)
@@ -293,16 +301,16 @@ def _add_linear(
     at, inside = residual + row[:, None] * OC + n[None, :], there[:, None] & (n < OC)[None, :]
     total += tl.load(at, mask=inside, other=0.0)
     tl.store(at, total, mask=inside)
-    _keep_parts(parts, total, row, there, n, OC, count)
+    _keep_parts(parts, total, row, there, n, OC, most_parts)
 
 
 @triton.jit(do_not_specialize=["S"])
 def _gated(
-    y, x, w, scales, stride, scale_stride, parts, gain, shift, count, eps, S, C, H,
+    y, x, w, scales, stride, scale_stride, parts, gain, shift, eps, S, C, H,
     part: tl.constexpr, most_parts: tl.constexpr, bs: tl.constexpr, bn: tl.constexpr, bk: tl.constexpr,
 ):  # fmt: skip
     row, there = _rows(S, bs)
-    mean, scale = _moments(parts, row, there, C, count, eps, shift is not None, part, most_parts)
+    mean, scale = _moments(parts, row, there, C, eps, shift is not None, part, most_parts)
     side_by_side = tl.arange(0, bn)  # of gate, of up, of gate, ...
     out = tl.minimum(tl.program_id(0) * (bn // 2) + side_by_side // 2, H - 1) + side_by_side % 2 * H
     total = _products(x, w, scales, stride, scale_stride, out, row, there, C, gain, shift, mean, scale, bs, bn, bk)
@@ -315,13 +323,13 @@ def _gated(
 
 @triton.jit(do_not_specialize=["S"])
 def _heads(
-    q, keys, values, x, w, scales, stride, scale_stride, b, parts, gain, shift, count, eps, cos, sin, slots, positions,
+    q, keys, values, x, w, scales, stride, scale_stride, b, parts, gain, shift, eps, cos, sin, slots, positions,
     S, C, q_width, kv_width, hs, slot_stride, time_stride, head_stride,
     interleaved: tl.constexpr, part: tl.constexpr, most_parts: tl.constexpr,
     bs: tl.constexpr, bn: tl.constexpr, bk: tl.constexpr,
 ):  # fmt: skip
     row, there = _rows(S, bs)
-    mean, scale = _moments(parts, row, there, C, count, eps, shift is not None, part, most_parts)
+    mean, scale = _moments(parts, row, there, C, eps, shift is not None, part, most_parts)
     OC = q_width + 2 * kv_width
     position = tl.load(positions + row, mask=there, other=0)
     n = tl.program_id(0) * bn + tl.arange(0, bn)
@@ -351,7 +359,9 @@ def _heads(
 
 
 @triton.jit
-def _embed(x, parts, tokens, positions, w, scales, stride, scale_stride, wpe, C, count, block: tl.constexpr):
+def _embed(
+    x, parts, tokens, positions, w, scales, stride, scale_stride, wpe, C, block: tl.constexpr, most_parts: tl.constexpr
+):
     row = tl.program_id(1) + tl.arange(0, 1)
     n = tl.program_id(0) * block + tl.arange(0, block)
     inside = (n < C)[None, :]
@@ -362,4 +372,4 @@ def _embed(x, parts, tokens, positions, w, scales, stride, scale_stride, wpe, C,
         value += tl.load(wpe + position * C + n[None, :], mask=inside, other=0.0)
     tl.store(x + row[:, None] * C + n[None, :], value.to(x.dtype.element_ty), mask=inside)
     if parts is not None:
-        _keep_parts(parts, value, row, row >= 0, n, C, count)
+        _keep_parts(parts, value, row, row >= 0, n, C, most_parts)

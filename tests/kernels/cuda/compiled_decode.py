@@ -1,10 +1,9 @@
-
 from llmpy.kernels.cuda import copies, matrix, matvec
 from tests.kernels.cuda.compiling import Case
 
 POINTERS = ("y", "x", "q", "residual", "parts", "gain", "shift", "b", "cos", "sin", "scales")
 NUMBERS = (
-    *("S", "C", "OC", "H", "count", "stride", "scale_stride", "q_width", "kv_width", "hs", "slot_stride"),
+    *("S", "C", "OC", "H", "stride", "scale_stride", "q_width", "kv_width", "hs", "slot_stride"),
     *("time_stride", "head_stride"),
 )
 SIGNATURE = {
@@ -18,10 +17,12 @@ SIGNATURE = {
 def product(name, kernel, w, outputs, channels=None, cache="bf16", **constants):
     """A product with a weight of numbers w ("q8": 8 bits), with a norm of rows of so many `channels` before it."""
     quantized = w == "q8"
-    options = matvec.configuration(outputs, quantized, w == "fp32", interpreted=False)
+    options = matvec.configuration(outputs, w == "bf16", quantized, interpreted=False)
     if kernel in (matvec._gated, matvec._heads):
         options = matvec._pairs(options)
-    if channels is not None:
+    if channels is None:
+        constants = {"most_parts": 128, **constants}
+    else:
         part = matvec.part_of(channels, interpreted=False)
         constants |= {"part": part, "most_parts": matvec.power_of_2(matvec.cdiv(channels, part))}
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages")}
@@ -33,12 +34,12 @@ def product(name, kernel, w, outputs, channels=None, cache="bf16", **constants):
         kernel=kernel,
         signature=signature,
         constants={**constants, **options},
-        aligned=tuple(name for name in kernel.arg_names if name not in ("S", "eps", "count")),
+        aligned=tuple(name for name in kernel.arg_names if name not in ("S", "eps")),
         options=launch,
     )
 
 
-NO_NORM = {"parts": None, "gain": None, "shift": None, "count": 0, "eps": 0.0, "part": 8, "most_parts": 1}
+NO_NORM = {"parts": None, "gain": None, "shift": None, "eps": 0.0, "part": 8}
 CASES = [
     case
     for w in ("fp32", "fp16", "bf16", "q8")
@@ -57,11 +58,17 @@ CASES = [
     Case(
         name=f"embed-{'prompt' if prompt else 'step'}-{w}",
         kernel=matvec._embed,
-        signature={**SIGNATURE, "w": "*i8" if w == "q8" else f"*{w}", "x": "*bf16" if prompt else "*fp32", "wpe": "*fp32"},
+        signature={
+            **SIGNATURE,
+            "w": "*i8" if w == "q8" else f"*{w}",
+            "x": "*bf16" if prompt else "*fp32",
+            "wpe": "*fp32",
+        },
         constants={
             **({"parts": None} if prompt else {}),
             **({} if w == "q8" else {"scales": None, "scale_stride": 0}),
             "block": 1024 if prompt else 16,
+            "most_parts": 1 if prompt else 256,
         },
         aligned=("x", "w", "scales", "wpe", "C", "stride", "scale_stride"),
         options={"num_warps": 4 if prompt else 1},
