@@ -10,12 +10,13 @@ import triton.language as tl
 from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.device import INTERPRETED
 from llmpy.kernels.cuda.embedding_order import order_of
-from llmpy.kernels.cuda.launch import cdiv, launch
+from llmpy.kernels.cuda.launch import cdiv, launch, power_of_2
 from llmpy.kernels.cuda.reduce import add_column_sums
-from llmpy.kernels.cuda.tiles import tile
+from llmpy.kernels.cuda.rows import row_tile
 from llmpy.kernels.cuda.workspace import scratch
 
 COLUMNS = 8192 if INTERPRETED else 1024  # at most, to a program
+JOINED = 8192 if INTERPRETED else 256  # columns to a program that joins chunks
 ROWS = 32  # that a program of the backward pass sums, one after the other
 CHUNKS = 8  # at a time, of those that belong to one token
 
@@ -101,7 +102,7 @@ def embedding_forward(
 ) -> None:
     """tokens int32 [B, T], wte [V, C], wpe [maxT, C] -> x [B, T, C]; `start` is the position of the first token."""
     B, T, C = x.shape
-    block = tile(min(C, COLUMNS))
+    block = row_tile(min(C, COLUMNS))
     grid = cdiv(B * T, block["rows"]), cdiv(C, block["columns"])
     positions = wpe is not None
     arguments = x, tokens, wte, wpe if positions else wte, B * T, T, C, tokens.strides[0], start
@@ -116,12 +117,11 @@ def embedding_backward(dwte: DeviceArray, dwpe: DeviceArray | None, dx: DeviceAr
     B, T, C = dx.shape
     N, chunks = B * T, cdiv(B * T, ROWS)
     order, sorted_tokens = order_of(tokens)
-    block = tile(min(C, COLUMNS), 1024)
-    columns, num_warps = block["columns"], block["num_warps"]
-    grid = chunks, cdiv(C, columns)
     parts = scratch("embedding parts", chunks, 2, C, dtype=np.float32)
-    options = {"rows": ROWS, "columns": columns, "num_warps": num_warps}
+    columns = min(power_of_2(C), COLUMNS)
+    grid, options = (chunks, cdiv(C, columns)), {"rows": ROWS, "columns": columns, "num_warps": 4}
     launch(_sum_chunk, grid, dwte, parts, dx, order, sorted_tokens, N, C, **options)
-    launch(_join_chunks, grid, dwte, parts, sorted_tokens, N, C, chunks=CHUNKS, **options)
+    grid, options = (chunks, cdiv(C, JOINED)), {"rows": ROWS, "columns": JOINED, "chunks": CHUNKS, "num_warps": 4}
+    launch(_join_chunks, grid, dwte, parts, sorted_tokens, N, C, **options)
     if dwpe is not None:
         add_column_sums(dwpe[:T].reshape(-1), dx.reshape(B, T * C))

@@ -43,7 +43,7 @@ def _sort_run(keys, tokens, N, T, token_stride, run: tl.constexpr, block: tl.con
 
 
 @triton.jit
-def _merge_runs(order, sorted_tokens, keys, N, run: tl.constexpr, block: tl.constexpr):
+def _merge_runs(order, sorted_tokens, keys, N, halvings: tl.constexpr, run: tl.constexpr, block: tl.constexpr):
     """Program (i, j) finds out where the j-th block of the sorted run i belongs among all."""
     own_run, runs = tl.program_id(0), tl.num_programs(0)
     place = tl.program_id(1) * block + tl.arange(0, block)
@@ -53,12 +53,10 @@ def _merge_runs(order, sorted_tokens, keys, N, run: tl.constexpr, block: tl.cons
         # Of equal tokens those of earlier runs come first; in its own run, this key stays where it is.
         limit = token * run + tl.where(other < own_run, run - 1, -1)
         count = tl.zeros((block,), tl.int32)
-        step: tl.constexpr = run
-        while step > 0:
-            probe = count + step
+        for halving in tl.static_range(halvings):
+            probe = count + (run >> halving)
             found = tl.load(keys + other * run + probe - 1, mask=probe <= run, other=LAST) <= limit
             count = tl.where(found & (probe <= run), probe, count)
-            step = step // 2
         place += tl.where(other == own_run, 0, count)
     tl.store(order + place, row, mask=row < N)
     tl.store(sorted_tokens + place, token, mask=row < N)
@@ -74,5 +72,5 @@ def order_of(tokens: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
     grid = runs, RUN // BLOCK
     options = {"run": RUN, "block": BLOCK}
     launch(_sort_run, grid, keys, tokens, N, T, tokens.strides[0], across=ACROSS, **options)
-    launch(_merge_runs, grid, order, sorted_tokens, keys, N, **options)
+    launch(_merge_runs, grid, order, sorted_tokens, keys, N, halvings=RUN.bit_length(), **options)
     return order, sorted_tokens

@@ -10,7 +10,7 @@ from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.device import INTERPRETED
 from llmpy.kernels.cuda.launch import cdiv, launch
 from llmpy.kernels.cuda.reduce import add_column_sums
-from llmpy.kernels.cuda.tiles import tile
+from llmpy.kernels.cuda.rows import row_tile
 from llmpy.kernels.cuda.workspace import scratch
 
 EPS = tl.constexpr(1e-5)
@@ -67,7 +67,7 @@ def layernorm_forward(
 ) -> None:
     """x [N, C], w [C], b [C] -> y [N, C]; mean [N] and rstd [N] are kept for the backward pass."""
     N, C = x.shape
-    block = tile(C)
+    block = row_tile(C)
     launch(_forward, (cdiv(N, block["rows"]),), y, mean, rstd, x, w, b, N, C, **block)
 
 
@@ -84,7 +84,7 @@ def layernorm_backward(
     """dy [N, C]; dresidual [N, C], dw [C] and db [C] are added to: x is the residual stream, which has a gradient
     already."""
     N, C = x.shape
-    block = tile(C, 2048)
+    block = row_tile(C)
     programs = min(cdiv(N, block["rows"]), PROGRAMS)
     parts = scratch("norm gradients", 2, programs, C, dtype=np.float32)
     launch(_backward, (programs,), dresidual, parts, dy, x, w, mean, rstd, N, C, **block)

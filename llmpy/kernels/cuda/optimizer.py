@@ -72,7 +72,7 @@ def _pack_weight(weight, w, n, seed, at_random: tl.constexpr, block: tl.constexp
 @triton.jit
 def _finish_norm(norm, scale, parts, count, largest, block: tl.constexpr):
     at = tl.arange(0, block)
-    length = tl.sqrt_rn(tl.sum(tl.load(parts + at, mask=at < count, other=0.0), 0))
+    length = tl.sqrt(tl.sum(tl.load(parts + at, mask=at < count, other=0.0), 0))
     tl.store(norm, length.to(norm.dtype.element_ty))
     clipped = (largest > 0) & (length > largest)
     tl.store(scale, tl.where(clipped, largest / length, 1.0).to(scale.dtype.element_ty))

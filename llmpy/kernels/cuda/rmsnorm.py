@@ -10,7 +10,7 @@ from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.launch import cdiv, launch
 from llmpy.kernels.cuda.layernorm import PROGRAMS
 from llmpy.kernels.cuda.reduce import add_column_sums
-from llmpy.kernels.cuda.tiles import tile
+from llmpy.kernels.cuda.rows import row_tile
 from llmpy.kernels.cuda.workspace import scratch
 
 
@@ -53,7 +53,7 @@ def _backward(dresidual, parts, dy, x, w, rstd, N, C, rows: tl.constexpr, column
 def rmsnorm_forward(y: DeviceArray, rstd: DeviceArray, x: DeviceArray, w: DeviceArray, eps: float = 1e-5) -> None:
     """x [N, C], w [C] -> y [N, C]; rstd [N] is kept for the backward pass."""
     N, C = x.shape
-    block = tile(C)
+    block = row_tile(C)
     launch(_forward, (cdiv(N, block["rows"]),), y, rstd, x, w, eps, N, C, **block)
 
 
@@ -62,7 +62,7 @@ def rmsnorm_backward(
 ) -> None:
     """dy [N, C]; dresidual [N, C] and dw [C] are added to: x is the residual stream, which has a gradient already."""
     N, C = x.shape
-    block = tile(C, 2048)
+    block = row_tile(C)
     programs = min(cdiv(N, block["rows"]), PROGRAMS)
     parts = scratch("norm gradients", programs, C, dtype=np.float32)
     launch(_backward, (programs,), dresidual, parts, dy, x, w, rstd, N, C, **block)

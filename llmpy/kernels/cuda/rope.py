@@ -7,13 +7,13 @@ import triton.language as tl
 
 from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.launch import cdiv, launch
-from llmpy.kernels.cuda.tiles import tile
+from llmpy.kernels.cuda.rows import row_tile
 
 
 @triton.jit
 def _turn(
-    x, cos, sin, positions, N, T, heads, half, stride_b, stride_t, stride_h, direction,
-    interleaved: tl.constexpr, placed: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
+    x, cos, sin, positions, N, T, heads, stride_b, stride_t, stride_h, direction,
+    half: tl.constexpr, interleaved: tl.constexpr, placed: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
 ):  # fmt: skip
     """A row is a head of a token; N = B * T * heads. Columns are pairs."""
     row, pair = tl.program_id(0) * rows + tl.arange(0, rows), tl.arange(0, columns)
@@ -66,8 +66,8 @@ def rope_backward(
 
 def _launch(x, cos, sin, interleaved, positions, direction):
     B, T, heads, hs = x.shape
-    N, block = B * T * heads, tile(hs // 2, 2048)
+    N, block = B * T * heads, row_tile(hs // 2)
     placed = positions is not None
     angles = cos, sin, positions if placed else cos
-    options = {"interleaved": interleaved, "placed": placed, **block}
-    launch(_turn, (cdiv(N, block["rows"]),), x, *angles, N, T, heads, hs // 2, *x.strides[:3], direction, **options)
+    options = {"half": hs // 2, "interleaved": interleaved, "placed": placed, **block}
+    launch(_turn, (cdiv(N, block["rows"]),), x, *angles, N, T, heads, *x.strides[:3], direction, **options)

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.launch import cdiv, launch
-from llmpy.kernels.cuda.tiles import tile
+from llmpy.kernels.cuda.rows import row_tile
 
 COLUMNS = 2048  # at most, to a program
 
@@ -59,12 +59,12 @@ def swiglu_forward(y: DeviceArray, gateup: DeviceArray, up: DeviceArray | None =
     """gateup [N, 2H], or gate and up [N, H] apart -> y [N, H]."""
     N, H = y.shape
     gate, up = (gateup[:, :H], gateup[:, H:]) if up is None else (gateup, up)
-    block = tile(min(H, COLUMNS))
+    block = row_tile(min(H, COLUMNS))
     launch(_forward, _grid(N, H, block), y, gate, up, N, H, gate.strides[0], up.strides[0], **block)
 
 
 def swiglu_backward(dgateup: DeviceArray, y: DeviceArray, dy: DeviceArray, gateup: DeviceArray) -> None:
     """dy [N, H] -> dgateup [N, 2H], and the output y [N, H] once more; dgateup may be gateup, and y may be dy."""
     N, H = y.shape
-    block = tile(min(H, COLUMNS), 2048)
+    block = row_tile(min(H, COLUMNS))
     launch(_backward, _grid(N, H, block), dgateup, y, dy, gateup, N, H, **block)
