@@ -1,8 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 
 from llmpy.kernels import reference
 from tests.kernels.numerics import assert_agree, compare, numerical_gradient
+from tests.kernels.on_device import OnDevice
 
 TIMES = (1, 2, 7, 64, 129, 300)
 HEAD_SIZES = (1, 8, 16, 40, 64, 80, 96, 128)
@@ -42,10 +45,11 @@ def test_queries_of_the_last_tokens_agree_with_the_reference(backend, arrays, B,
 def test_a_text_read_in_parts_is_the_text_read_at_once_bit_for_bit(backend, arrays):
     q, k, v = arrays.qkv(1, 301, 4, 2, 40)
     y, lse = forward(backend, arrays, q, k, v)
+    by_numpy = backend is reference or (isinstance(backend, OnDevice) and "TRITON_INTERPRET" in os.environ)
     for start, end in ((0, 7), (7, 120), (120, 121), (121, 301)):
         part, part_lse = arrays.empty(1, end - start, 4, 40), arrays.empty(1, 4, end - start)
         backend.attention_forward(part, part_lse, q[:, start:end], k[:, :end], v[:, :end])
-        if backend is reference:  # NumPy adds up in another order where there are other shapes
+        if by_numpy:  # it adds up in another order where there are other shapes, or the rows lie elsewhere
             assert_agree(part, y[:, start:end].astype(float))
         else:
             np.testing.assert_array_equal(part, y[:, start:end])

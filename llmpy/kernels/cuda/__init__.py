@@ -1,7 +1,8 @@
 """Kernels in Triton for NVIDIA GPUs, without PyTorch: the contract of llmpy/kernels over arrays of the device."""
 
 from llmpy.kernels.cuda.array import DeviceArray, empty
-from llmpy.kernels.cuda.attention import attention_decode
+from llmpy.kernels.cuda.attention import attention_decode, attention_forward
+from llmpy.kernels.cuda.attention_backward import attention_backward
 from llmpy.kernels.cuda.copies import copy
 from llmpy.kernels.cuda.decode import Decode
 from llmpy.kernels.cuda.dropout import dropout
@@ -25,7 +26,9 @@ __all__ = [
     "DeviceMatrix",
     "Weight",
     "adamw",
+    "attention_backward",
     "attention_decode",
+    "attention_forward",
     "clip_scale",
     "copy",
     "dropout",
