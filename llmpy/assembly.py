@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from llmpy import formats, kernels, memory
+from llmpy import formats, kernels
 from llmpy.config import GPT2_VOCAB_SIZE, LlamaConfig, ModelConfig, is_llama, shape_of
 from llmpy.data.corpora import NAMES
 from llmpy.data.loader import DataLoader
@@ -265,10 +265,9 @@ def _as_in_checkpoints(shape: ModelConfig) -> ModelConfig:
 
 def check_memory(shape: ModelConfig, config: TrainConfig) -> None:
     """Raises UserError, before any is taken, where a run needs more memory than there is; says what would fit."""
-    available = memory.available_memory()
-    if available is None:
+    room = kernels.room(config.backend)
+    if room is None:
         return
-    room = available - memory.RESERVE
 
     def needed(batch_size: int, recompute: int) -> int:
         T, precision = config.sequence_length, config.precision
@@ -285,7 +284,8 @@ def check_memory(shape: ModelConfig, config: TrainConfig) -> None:
     else:
         smallest = plan_parameters(shape, training=True).bytes / 1e9
         way = f"the model alone takes {smallest:.1f} GB, so choose a smaller one or a shorter --sequence-length"
+    device = kernels.device_name(config.backend)
     raise UserError(
-        f"--batch-size {config.batch_size} of {config.sequence_length} tokens needs {wanted / 1e9:.1f} GB of memory, "
-        f"and {max(room, 0) / 1e9:.1f} GB are free: {way}"
+        f"--batch-size {config.batch_size} of {config.sequence_length} tokens needs {wanted / 1e9:.1f} GB of memory"
+        f"{f' on the {device}' if device else ''}, and {room / 1e9:.1f} GB are free: {way}"
     )

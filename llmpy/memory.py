@@ -54,6 +54,14 @@ class MemoryPlan:
     def bytes(self) -> int:
         return sum(entry.padded_bytes for entry in self.entries)
 
+    def layout(self, alignment: int = ALIGNMENT) -> tuple[list[int], int]:
+        """Where each array begins when they lie one after the other, aligned, and the bytes of them all."""
+        offsets, end = [], 0
+        for entry in self.entries:
+            offsets.append(end)
+            end += -(-entry.bytes // alignment) * alignment
+        return offsets, end
+
     def report(self) -> str:
         """One line a group, in MB, for a person."""
         groups: dict[str, int] = {}
@@ -65,18 +73,16 @@ class MemoryPlan:
     def take(self, advice: str = TRAINING_ADVICE) -> dict[str, np.ndarray]:
         """All arrays, zeroed. Raises UserError, before anything is taken, where the machine has less memory; `advice`
         says how to need less."""
-        available = available_memory()
-        if available is not None and self.bytes > available - RESERVE:
-            free = max(0, available - RESERVE)
+        free = room()
+        if free is not None and self.bytes > free:
             raise UserError(
                 f"this needs {self.bytes / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: {advice}"
             )
         buffer, start = _map(self.bytes)
-        arrays = {}
-        for entry in self.entries:
-            arrays[entry.name] = np.frombuffer(buffer, entry.dtype, prod(entry.shape), start).reshape(entry.shape)
-            start += entry.padded_bytes
-        return arrays
+        return {
+            entry.name: np.frombuffer(buffer, entry.dtype, prod(entry.shape), start + offset).reshape(entry.shape)
+            for entry, offset in zip(self.entries, self.layout()[0], strict=True)
+        }
 
 
 def _map(size: int) -> tuple[mmap.mmap, int]:
@@ -92,6 +98,12 @@ def _map(size: int) -> tuple[mmap.mmap, int]:
         with contextlib.suppress(OSError):  # a kernel without huge pages: slower, and right
             buffer.madvise(mmap.MADV_HUGEPAGE)
     return buffer, start
+
+
+def room() -> int | None:
+    """Bytes that a plan may have: what is available, less what the rest of the system needs; None as there."""
+    available = available_memory()
+    return None if available is None else max(0, available - RESERVE)
 
 
 def available_memory() -> int | None:

@@ -159,12 +159,14 @@ def _cut(path: Path, is_kept: Callable[[str], bool]) -> None:
 
 def step_line(
     step: int, steps: int, loss: float, loss_z: float, norm: float, norm_z: float, lr: float, seconds: float,
-    gflops: float, tokens_per_s: float,
+    gflops: float, tokens_per_s: float, mfu: float | None = None,
 ) -> str:  # fmt: skip
-    """llm.c's line of a step, which counts from 0; with the speed in GFLOP/s where that has a share of the GPU's."""
+    """llm.c's line of a step, which counts from 0; with the speed in GFLOP/s where `mfu`, the share of what a GPU could
+    do at most, is not known."""
+    speed = f"{gflops:.1f} GFLOP/s" if mfu is None else f"{100 * mfu:.1f}% MFU"
     return (
         f"step {step + 1:4d}/{steps} | loss {loss:7.6f} ({loss_z:+.2f}z)| norm {norm:6.4f} ({norm_z:+.2f}z)"
-        f"| lr {lr:.2e} | {seconds * 1000:.2f} ms | {gflops:.1f} GFLOP/s | {tokens_per_s:.0f} tok/s"
+        f"| lr {lr:.2e} | {seconds * 1000:.2f} ms | {speed} | {tokens_per_s:.0f} tok/s"
     )
 
 

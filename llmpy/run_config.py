@@ -17,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 from llmpy import __version__
 from llmpy.config import SHAPE, is_descriptor, is_llama
 from llmpy.errors import UserError
+from llmpy.kernels import backend_of, is_device
 from llmpy.precision import CHOICES, SHORT, full_name
 
 BATCHES = ("stream", "windows", "documents")
@@ -37,13 +38,9 @@ def _setting(
     high: float | None = None,
     also: float | None = None,
     choices: Sequence[Any] | None = None,
-    later: Mapping[Any, str] | None = None,
 ) -> Any:
-    """A field and all that is known of it: `short` is llm.c's flag; low <= value <= high, or `also`; one of `choices`.
-
-    `later` are values that a later version will take, and what they ask for.
-    """
-    limits = {"low": low, "high": high, "also": also, "choices": choices, "later": later or {}}
+    """A field and what is known of it: `short` is llm.c's flag; low <= value <= high, or `also`; one of `choices`."""
+    limits = {"low": low, "high": high, "also": also, "choices": choices}
     metadata = {"section": section, "help": help, "short": short, "metavar": metavar, **limits}
     return field(default=default, metadata=metadata)
 
@@ -177,9 +174,9 @@ class TrainConfig:
     device: str = _setting(
         "machine",
         "auto",
-        "whose kernels to use; reference is slow NumPy",
-        choices=("auto", "cpu", "cuda", "reference"),
-        later={"cuda": "training on a GPU"},
+        "what computes: auto (a GPU of NVIDIA's, where there is one that can be used, else the CPU), cpu, cuda, cuda:1 "
+        "for the second GPU, or reference, which is slow NumPy",
+        metavar="NAME",
     )
     threads: int | None = _setting("machine", None, "threads to compute with (default: the physical cores)", low=1)
     recompute: int = _setting(
@@ -195,6 +192,8 @@ class TrainConfig:
             checked = _check(setting, getattr(self, setting.name))
             object.__setattr__(self, setting.name, checked)  # 1 given for a float is 1.0
         object.__setattr__(self, "precision", full_name(self.precision))
+        if not is_device(self.device):
+            raise UserError(f"--device is auto, cpu, cuda, cuda:N or reference, not {self.device}")
         self._check_model()
         tokens, batch = self.total_batch_tokens, self.batch_size * self.sequence_length
         if tokens != -1 and tokens % batch:
@@ -231,7 +230,7 @@ class TrainConfig:
 
     @property
     def backend(self) -> str:
-        return "cpu" if self.device == "auto" else self.device
+        return backend_of(self.device)
 
 
 @cache
@@ -263,8 +262,6 @@ def _check(setting: Field[Any], given: Any) -> Any:
         raise UserError(f"{flag(setting.name)} is empty: give a value, or leave it out")
     if limits["choices"] and value not in limits["choices"]:
         raise UserError(f"{flag(setting.name)} is one of {', '.join(map(str, limits['choices']))}, not {value}")
-    if value in limits["later"]:
-        raise UserError(f"{flag(setting.name)} {value}: {limits['later'][value]} comes in a later version")
     if kind in (int, float) and value != limits["also"]:
         _check_range(setting.name, value, limits["low"], limits["high"], limits["also"])
     return value

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llmpy import checkpoint
+from llmpy import checkpoint, kernels
 from llmpy.assembly import assemble, with_absolute_paths
 from llmpy.config import SHAPE
 from llmpy.engine import Engine
@@ -76,6 +76,7 @@ class Trainer:
         self.config, self.model, self.tokenizer = parts.config, parts.model, parts.tokenizer
         self.train_data, self.val_data, self._fingerprint = parts.train, parts.val, parts.fingerprint
         self.optimizer = AdamW.of(self.model, self.config.beta1, self.config.beta2, self.config.weight_decay)
+        self._peak_flops = kernels.peak_flops(self.config.backend, self.config.precision)
         self.engine = self._take_engine()
 
         self.step = 0  # steps done
@@ -274,10 +275,13 @@ class Trainer:
         c = self.config
         tokens_per_s = self.throughput.update(c.step_tokens, seconds)
         gflops = c.step_tokens / seconds * flops_per_token(self.model.config, c.sequence_length) / 1e9
+        mfu = gflops * 1e9 / self._peak_flops if self._peak_flops else None
         more = {"loss_z": loss_z, "norm_z": norm_z, "skipped": skipped, "seconds": seconds}
         more |= {"tokens": (self.step + 1) * c.step_tokens, "tokens_per_s": tokens_per_s, "gflops": gflops}
+        if mfu is not None:
+            more |= {"mfu": mfu}
         self.log.train(self.step, loss, lr, norm, **more)
-        line = step_line(self.step, c.steps, loss, loss_z, norm, norm_z, lr, seconds, gflops, tokens_per_s)
+        line = step_line(self.step, c.steps, loss, loss_z, norm, norm_z, lr, seconds, gflops, tokens_per_s, mfu)
         self.screen.step(self.step, line, loss, tokens_per_s, c.step_tokens)
         if skipped:
             self.screen.note(f"step {self.step + 1} is skipped: its loss or gradient is an outlier")
@@ -322,14 +326,19 @@ class Trainer:
         val = f", {self.val_data.tokens:,} to validate on" if self.val_data else ", none to validate on"
         name = f" ({self.tokenizer.name})" if self.tokenizer else "; GPT-2's vocabulary cannot be had now: no samples"
         size = amount(self.model.parameters.flat.size)
-        return "\n".join([
+        lines = [
             f"data: {c.data}, {self.train_data.tokens:,} tokens to train on{val}{name}",
             f"model: {size} parameters; {shape.layers} layers, {shape.heads} heads, {shape.channels} channels, "
             f"{shape.vocab_size} tokens",
             self.model.memory.report(),
             f"training: {c.steps} steps of {c.step_tokens:,} tokens in {c.precision}, learning rate {c.lr:g} "
             f"({c.schedule})",
-        ])  # fmt: skip
+        ]  # fmt: skip
+        if device := kernels.device_name(c.backend):
+            peak = self._peak_flops
+            told = f"at most {peak / 1e12:.0f} TFLOP/s in {c.precision}" if peak else "an unknown GPU, so without MFU"
+            lines.append(f"device: {device}, {told}")
+        return "\n".join(lines)
 
 
 class _Signals:

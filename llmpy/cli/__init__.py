@@ -20,6 +20,7 @@ COMMANDS = {
     "chat": "converse with a model in the terminal",
     "convert": "write a model in another project's file format",
     "info": "describe any file or folder that llm.py reads",
+    "doctor": "say what this installation has for the CPU and a GPU, and how to mend the rest",
     "bench": "measure speed, beside PyTorch on the same machine",
 }
 EXAMPLES = """examples:

@@ -10,7 +10,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         metavar="NAME",
         default="auto",
-        help="whose kernels to use: auto (the default), cpu, or reference, which is slow NumPy",
+        help="what computes: auto (the default: a GPU of NVIDIA's, where there is one that can be used, else the CPU), "
+        "cpu, cuda, cuda:1 for the second GPU, or reference, which is slow NumPy",
     )
     parser.add_argument(
         "--threads", metavar="N", type=int, help="threads to compute with (default: the physical cores)"
@@ -28,4 +29,6 @@ def start(args: argparse.Namespace, precision: str = "float32") -> str:
 
 def name(args: argparse.Namespace) -> str:
     """Of the backend that --device asks for."""
-    return "cpu" if args.device == "auto" else args.device
+    from llmpy import kernels
+
+    return kernels.backend_of(args.device)

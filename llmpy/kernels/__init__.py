@@ -89,12 +89,19 @@ hs head size, H hidden channels, V vocabulary, S sequences being decoded.
 from __future__ import annotations
 
 import importlib
+import re
+from functools import cache
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from llmpy import progress
 from llmpy.errors import UserError
 
+if TYPE_CHECKING:
+    from llmpy.memory import MemoryPlan
+
 BACKENDS = ("reference", "cpu", "cuda")
+_BACKEND = re.compile(rf"({'|'.join(BACKENDS)})|cuda:(\d{{1,4}})")
 OPERATIONS = (
     "embedding_forward",
     "embedding_backward",
@@ -121,18 +128,60 @@ OPERATIONS = (
 
 
 def load(backend: str) -> ModuleType:
-    """The module that holds the operations of a backend, imported on demand. Raises UserError for an unknown name."""
-    if backend not in BACKENDS:
-        raise UserError(f"no kernels for {backend!r}: use {' or '.join(BACKENDS)}")
-    return importlib.import_module(f"llmpy.kernels.{backend}")
+    """The module that holds the operations of a backend, imported on demand; "cuda:1" is "cuda" on the second GPU.
+
+    Raises UserError for an unknown name, and where the GPU, or what it needs, is missing.
+    """
+    name, ordinal = _parsed(backend)
+    if name == "cuda":
+        from llmpy.kernels import requirements
+
+        requirements.check()
+    module = importlib.import_module(f"llmpy.kernels.{name}")
+    if ordinal is not None:
+        module.choose(ordinal)
+    return module
+
+
+def _parsed(backend: str) -> tuple[str, int | None]:
+    """The name of a backend, and the number of the GPU that is asked for."""
+    if (match := _BACKEND.fullmatch(backend)) is None:
+        raise UserError(f"no kernels for {backend!r}: use auto, {', '.join(BACKENDS)}, or cuda:N for the N-th GPU")
+    return match[1] or "cuda", int(match[2]) if match[2] else None
+
+
+def is_device(name: str) -> bool:
+    """Is this what --device takes?"""
+    return name == "auto" or _BACKEND.fullmatch(name) is not None
+
+
+@cache
+def backend_of(device: str) -> str:
+    """The backend of what --device asks for: auto is cuda where a GPU answers and all that it needs is there, else cpu.
+
+    Says, once, what keeps a GPU from being used. Nothing is loaded, and without a GPU nothing is spent.
+    """
+    if device != "auto":
+        return device
+    from llmpy.kernels import probe, requirements
+
+    driver = probe.ask()
+    if driver is None or not driver.cards:
+        return "cpu"
+    if lacks := requirements.missing():
+        progress.note(f"computing on the CPU: for the {driver.cards[0].name}, {lacks.name} is missing: {lacks.remedy}")
+        return "cpu"
+    return "cuda"
 
 
 def start(backend: str, threads: int | None = None, precision: str = "float32") -> ModuleType:
     """`load`, and the backend made ready: its threads set, its kernels compiled, showing how far that is.
 
-    Raises UserError for an unknown backend or a number of threads that the machine has not.
+    Raises UserError for an unknown backend, a number of threads that the machine has not, a GPU that is not there.
     """
     module = load(backend)
+    if hasattr(module, "open_device"):
+        module.open_device(precision)
     if hasattr(module, "set_threads"):
         module.set_threads(threads)
     if hasattr(module, "notice") and (notice := module.notice()):
@@ -146,3 +195,35 @@ def start(backend: str, threads: int | None = None, precision: str = "float32") 
 
             module.compile_all(report, precision)
     return module
+
+
+# ---- memory and speed, of whatever computes ------------------------------------------------------------------------
+
+
+def take(plan: MemoryPlan, backend: str, *advice: str) -> dict[str, Any]:
+    """All arrays of a plan, zeroed, where the backend computes: NumPy's, or those of its device.
+
+    Raises UserError, before anything is taken, where there is less memory; `advice` says how to need less.
+    """
+    module = load(backend)
+    return module.take(plan, *advice) if hasattr(module, "take") else plan.take(*advice)
+
+
+def room(backend: str) -> int | None:
+    """Bytes that a plan may have where the backend computes; None where nobody says."""
+    from llmpy import memory  # here, because `--help` needs no arrays
+
+    module = load(backend)
+    return module.room() if hasattr(module, "room") else memory.room()
+
+
+def device_name(backend: str) -> str | None:
+    """Of a device with memory of its own; None where the machine's is used."""
+    module = load(backend)
+    return module.device_name() if hasattr(module, "device_name") else None
+
+
+def peak_flops(backend: str, precision: str) -> float | None:
+    """FLOP/s that the device could do at most in this precision; None where that is not known."""
+    module = load(backend)
+    return module.peak_flops(precision) if hasattr(module, "peak_flops") else None

@@ -81,7 +81,7 @@ class Decoder(ABC, Generic[Config]):
         plan.add("positions", "start", 1, dtype=np.int32)
         texts = "one text" if sequences == 1 else f"{sequences} texts side by side"
         advice = f"the cache holds {c.context} tokens of {texts}; shorten it (--context), or make fewer"
-        self.arrays = self.kernels.take(plan, advice) if self._elsewhere else plan.take(advice)
+        self.arrays = kernels.take(plan, backend, advice)
         # Of a step, and apart from them those of a prompt: on the host, where tokens are drawn.
         logits = MemoryPlan()
         logits.add("logits", "logits", sequences + 1, c.vocab_size)

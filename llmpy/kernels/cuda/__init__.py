@@ -1,17 +1,21 @@
 """Kernels in Triton for NVIDIA GPUs, without PyTorch: the contract of llmpy/kernels over arrays of the device."""
 
+from typing import Any
+
 from llmpy.kernels.cuda.array import DeviceArray, empty
-from llmpy.kernels.cuda.attention import attention_decode, attention_forward
+from llmpy.kernels.cuda.attention import attention_forward
 from llmpy.kernels.cuda.attention_backward import attention_backward
+from llmpy.kernels.cuda.attention_decode import attention_decode
+from llmpy.kernels.cuda.card import bfloat16_is_faster, device_name, open_device, peak_flops, room, take
 from llmpy.kernels.cuda.copies import copy
 from llmpy.kernels.cuda.decode import Decode
+from llmpy.kernels.cuda.device import choose
 from llmpy.kernels.cuda.dropout import dropout
 from llmpy.kernels.cuda.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cuda.gelu import gelu_backward, gelu_forward
 from llmpy.kernels.cuda.layernorm import layernorm_backward, layernorm_forward
 from llmpy.kernels.cuda.matrix import DeviceMatrix, matrix_of
 from llmpy.kernels.cuda.matvec import embed_rows
-from llmpy.kernels.cuda.memory import take
 from llmpy.kernels.cuda.optimizer import adamw, clip_scale, global_norm, pack_weight
 from llmpy.kernels.cuda.reduce import mean
 from llmpy.kernels.cuda.rmsnorm import rmsnorm_backward, rmsnorm_forward
@@ -29,8 +33,11 @@ __all__ = [
     "attention_backward",
     "attention_decode",
     "attention_forward",
+    "bfloat16_is_faster",
+    "choose",
     "clip_scale",
     "copy",
+    "device_name",
     "dropout",
     "embed_rows",
     "embedding_backward",
@@ -43,9 +50,12 @@ __all__ = [
     "layernorm_forward",
     "matrix_of",
     "mean",
+    "open_device",
     "pack_weight",
+    "peak_flops",
     "rmsnorm_backward",
     "rmsnorm_forward",
+    "room",
     "rope_backward",
     "rope_forward",
     "swiglu_backward",
@@ -54,3 +64,10 @@ __all__ = [
     "upload_weights",
     "weight_size",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What the CPU's kernels know when they are imported, and here the card must be asked for."""
+    if name == "BFLOAT16_IS_FASTER":
+        return bfloat16_is_faster()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

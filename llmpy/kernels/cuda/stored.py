@@ -9,8 +9,8 @@ import numpy as np
 
 from llmpy.blocks import BlockType
 from llmpy.errors import UserError
-from llmpy.kernels.cuda import device
 from llmpy.kernels.cuda.array import DeviceArray
+from llmpy.kernels.cuda.card import room
 from llmpy.kernels.cuda.matrix import DeviceMatrix, kind_on_device, upload
 from llmpy.matrix import Matrix
 from llmpy.progress import bar
@@ -33,8 +33,7 @@ def upload_weights(weights: StoredWeights) -> StoredWeights:
         return weights
     groups = list(_groups(weights))
     total = sum(_bytes(parts) for _, _, parts in groups)
-    free, _ = device.current().memory()
-    if total > free:
+    if total > (free := room()):
         raise UserError(
             f"the weights take {total / 1e9:.1f} GB and the GPU has {free / 1e9:.1f} GB free: choose --precision q8 or "
             "a smaller model"

@@ -14,7 +14,7 @@ from llmpy.blocks import BF16, F16, F32, Q4_0, Q6_K, Q8_0
 from llmpy.config import GPT2Config, LlamaConfig
 from llmpy.errors import UserError
 from llmpy.kernels import cuda, reference
-from llmpy.kernels.cuda import device
+from llmpy.kernels.cuda import stored
 from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.models.rotary import rotations
 from llmpy.parameters import Parameters, parameter_table, total_size
@@ -195,10 +195,10 @@ def test_what_is_not_a_number_shows(where):
 def test_a_card_that_is_too_small_is_told(monkeypatch):
     weights = weights_of(LLAMA)
     needed = sum(getattr(tensor, "nbytes", 0) for tensor in weights.tensors.values())
-    monkeypatch.setattr(type(device.current()), "memory", lambda self: (needed - 1, needed))
+    monkeypatch.setattr(stored, "room", lambda: needed - 1)
     with pytest.raises(UserError, match=r"the weights take .* GB and the GPU has .* GB free"):
         cuda.upload_weights(weights)
-    monkeypatch.setattr(type(device.current()), "memory", lambda self: (needed, needed))
+    monkeypatch.setattr(stored, "room", lambda: needed)
     cuda.upload_weights(weights)
 
 
