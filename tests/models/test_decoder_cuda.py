@@ -20,10 +20,8 @@ from llmpy.parameters import Parameters
 from llmpy.sampling import Sampling
 from llmpy.stored import StoredWeights
 from tests.kernels.numerics import relative_error
-from tests.models import standins
 from tests.models.decoding import check_decoding, one
 
-standins.install()
 
 GPT2 = GPT2Config(vocab_size=61, context=40, layers=2, heads=3, channels=24)
 LLAMA = LlamaConfig(61, 40, layers=2, heads=4, kv_heads=2, channels=32, hidden=64, rope_theta=500.0)

@@ -7,6 +7,8 @@ from llmpy.kernels.cuda.attention import attention_forward
 from llmpy.kernels.cuda.attention_backward import attention_backward
 from llmpy.kernels.cuda.attention_decode import attention_decode
 from llmpy.kernels.cuda.card import bfloat16_is_faster, device_name, open_device, peak_flops, room, take
+from llmpy.kernels.cuda.choosing import set_gemm, tuning
+from llmpy.kernels.cuda.classifier import LOGITS_ROWS, classifier_backward, classifier_forward, padded_width
 from llmpy.kernels.cuda.copies import copy
 from llmpy.kernels.cuda.decode import Decode
 from llmpy.kernels.cuda.device import choose
@@ -14,6 +16,7 @@ from llmpy.kernels.cuda.dropout import dropout
 from llmpy.kernels.cuda.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cuda.gelu import gelu_backward, gelu_forward
 from llmpy.kernels.cuda.layernorm import layernorm_backward, layernorm_forward
+from llmpy.kernels.cuda.linear import linear_backward, linear_forward
 from llmpy.kernels.cuda.matrix import DeviceMatrix, matrix_of
 from llmpy.kernels.cuda.matvec import embed_rows
 from llmpy.kernels.cuda.optimizer import adamw, clip_scale, global_norm, pack_weight
@@ -28,6 +31,7 @@ __all__ = [
     "Decode",
     "DeviceArray",
     "DeviceMatrix",
+    "LOGITS_ROWS",
     "Weight",
     "adamw",
     "attention_backward",
@@ -35,6 +39,8 @@ __all__ = [
     "attention_forward",
     "bfloat16_is_faster",
     "choose",
+    "classifier_backward",
+    "classifier_forward",
     "clip_scale",
     "copy",
     "device_name",
@@ -48,19 +54,24 @@ __all__ = [
     "global_norm",
     "layernorm_backward",
     "layernorm_forward",
+    "linear_backward",
+    "linear_forward",
     "matrix_of",
     "mean",
     "open_device",
     "pack_weight",
+    "padded_width",
     "peak_flops",
     "rmsnorm_backward",
     "rmsnorm_forward",
     "room",
     "rope_backward",
     "rope_forward",
+    "set_gemm",
     "swiglu_backward",
     "swiglu_forward",
     "take",
+    "tuning",
     "upload_weights",
     "weight_size",
 ]

@@ -113,12 +113,12 @@ def test_types_that_kernels_do_not_read_become_bfloat16():
             halves = blocks.reshape(-1, kind.bytes)[:, slice(0, 2) if kind == Q4_0 else slice(208, 210)]
             halves[...] = random.uniform(0.0001, 0.001, (len(halves), 1)).astype(np.float16).view(np.uint8)
             tensors[key] = type(tensor)(kind, tensor.shape, blocks)
-    placed = cuda.upload_weights(stored := StoredWeights(weights.config, tensors))
+    placed = cuda.upload_weights(files := StoredWeights(weights.config, tensors))
     assert {tensor.kind for tensor in placed.tensors.values() if hasattr(tensor, "kind")} == {BF16}
     for layer, name in ((0, "k"), (1, "down"), (None, "embedding")):
-        expected = stored.tensors[layer, name].dequantize()
+        expected = files.tensors[layer, name].dequantize()
         assert relative_error(placed.tensors[layer, name].dequantized().numpy(), expected.astype(float)) < 0.003
-    check(stored, [0], [7], 0.03, narrow=0.01)
+    check(files, [0], [7], 0.03, narrow=0.01)
 
 
 @pytest.mark.parametrize("kind", ["F32", "BF16", "Q8_0"])
@@ -153,10 +153,10 @@ def test_tokens_are_embedded_on_the_device(config, kind):
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_a_matrix_for_products_of_many_rows(kind, dtype):
     array = np.random.default_rng(2).standard_normal((37, 96)).astype(np.float32)
-    stored = as_kinds(StoredWeights(LLAMA, {(None, "embedding"): cuda.matrix_of(array)}), kind).embedding
-    rows = cuda.upload_weights(StoredWeights(LLAMA, {(None, "embedding"): stored})).embedding[5:30]
+    files = as_kinds(StoredWeights(LLAMA, {(None, "embedding"): cuda.matrix_of(array)}), kind).embedding
+    rows = cuda.upload_weights(StoredWeights(LLAMA, {(None, "embedding"): files})).embedding[5:30]
     assert rows.shape == (25, 96)
-    np.testing.assert_array_equal(rows.dequantized(dtype).numpy(), stored.dequantize()[5:30].astype(dtype))
+    np.testing.assert_array_equal(rows.dequantized(dtype).numpy(), files.dequantize()[5:30].astype(dtype))
 
 
 def test_weights_that_lie_on_the_device_stay_there():
