@@ -22,7 +22,6 @@ from llmpy.stored import StoredWeights
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import check_decoding, one
 
-
 GPT2 = GPT2Config(vocab_size=61, context=40, layers=2, heads=3, channels=24)
 LLAMA = LlamaConfig(61, 40, layers=2, heads=4, kv_heads=2, channels=32, hidden=64, rope_theta=500.0)
 HALVES = replace(LLAMA, rope_interleaved=False, qkv_bias=True, tied=False)

@@ -28,10 +28,10 @@ from llmpy.kernels.cuda.swiglu import swiglu_backward, swiglu_forward
 from llmpy.kernels.cuda.weights import Weight, weight_size
 
 __all__ = [
+    "LOGITS_ROWS",
     "Decode",
     "DeviceArray",
     "DeviceMatrix",
-    "LOGITS_ROWS",
     "Weight",
     "adamw",
     "attention_backward",

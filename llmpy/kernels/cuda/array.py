@@ -90,8 +90,7 @@ class DeviceArray:
     def _with_axes(self, keys: tuple[Any, ...]) -> DeviceArray:
         """Of an index with `None`: an axis of length 1 in each such place."""
         inner = self[tuple(key for key in keys if key is not None)]
-        shape, strides = list(inner.shape), list(inner.strides)
-        axis = 0
+        shape, strides, axis = list(inner.shape), list(inner.strides), 0
         for key in keys:
             if key is None:
                 shape.insert(axis, 1)

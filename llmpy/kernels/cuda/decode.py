@@ -23,9 +23,9 @@ from llmpy.blocks import F32
 from llmpy.kernels.cuda import device
 from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.attention_decode import attention_decode
+from llmpy.kernels.cuda.card import take
 from llmpy.kernels.cuda.matrix import DeviceMatrix
 from llmpy.kernels.cuda.matvec import LAYERNORM_EPS, Norm, add_linear, embed, gated, heads, linear, parts_shape
-from llmpy.kernels.cuda.card import take
 from llmpy.kernels.cuda.stored import upload_weights
 from llmpy.memory import MemoryPlan
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.choosing import multiply
 from llmpy.kernels.cuda.column_sums import add_column_sums
+from llmpy.kernels.cuda.matrix import DeviceMatrix
 from llmpy.kernels.cuda.product import BIAS, BIAS_GELU, BIAS_RESIDUAL, COLUMN_SUMS, GELU_GRADIENT, NN, NOTHING, NT, TN
 from llmpy.kernels.cuda.weights import Weight
 
 
-def operand(w, x: DeviceArray) -> DeviceArray:
+def operand(w, x: DeviceArray | None = None) -> DeviceArray:
     """The array [OC, C] that a product with x reads of a weight: an array, a `Weight`, or a `DeviceMatrix`, made of the
     same numbers as x where it is of others."""
-    if isinstance(w, DeviceArray):
-        return w
-    return w.matrix if isinstance(w, Weight) else w.dequantized(x.dtype)
+    if isinstance(w, DeviceMatrix):
+        return w.dequantized(w.data.dtype if x is None else x.dtype)
+    return w.matrix if isinstance(w, Weight) else w
 
 
 def linear_forward(
@@ -47,10 +48,10 @@ def linear_backward(
     """
     if gelu:
         assert dx is not None
-        multiply(dx, dy, operand(w, dy), NN, epilogue=GELU_GRADIENT, extra=x)
+        multiply(dx, dy, operand(w), NN, epilogue=GELU_GRADIENT, extra=x)
     if dw is not None:
         multiply(dw, dy, x, TN, accumulate, epilogue=NOTHING if db is None else COLUMN_SUMS, bias=db)
     elif db is not None:
         add_column_sums(db, dy)
     if dx is not None and not gelu:
-        multiply(dx, dy, operand(w, dy), NN)
+        multiply(dx, dy, operand(w), NN)

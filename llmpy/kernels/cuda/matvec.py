@@ -13,7 +13,7 @@ those of their own columns (`parts`), which the next product puts together as Ch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import triton
@@ -26,9 +26,6 @@ from llmpy.kernels.cuda.gelu import gelu
 from llmpy.kernels.cuda.launch import cdiv, launch, power_of_2
 from llmpy.kernels.cuda.matrix import DeviceMatrix, numbers
 from llmpy.kernels.cuda.workspace import scratch
-
-if TYPE_CHECKING:
-    from llmpy.stored import StoredWeights
 
 SEQUENCES = 16  # of a program: the fewest rows that tensor cores multiply
 LAYERNORM_EPS = 1e-5
@@ -160,8 +157,8 @@ def embed(
     launch(_embed, grid, x, parts, tokens, positions, *w.layout, wpe, C, **options)
 
 
-def embed_rows(x: DeviceArray, weights: StoredWeights, tokens: np.ndarray, positions: np.ndarray) -> None:
-    """x [T, C] = the embeddings of tokens int32 [T] of the host at positions int32 [T]."""
+def embed_rows(x: DeviceArray, weights: Any, tokens: np.ndarray, positions: np.ndarray) -> None:
+    """x [T, C] = the embeddings, by weights that `upload_weights` gave, of tokens int32 [T] of the host at positions int32 [T]."""
     T = len(tokens)
     placed = scratch("tokens", 2 * T, dtype=np.int32)
     placed[...] = np.concatenate([tokens, positions])
@@ -239,7 +236,7 @@ def _products(
         if scales is not None:
             high, low = _halves(value)
             block = start // 32
-            tile = tl.load(w + block.to(tl.int64) * stride + out * 32 + tl.arange(0, 32)[:, None]).to(tl.bfloat16)
+            tile = tl.load(w + tl.cast(block, tl.int64) * stride + out * 32 + tl.arange(0, 32)[:, None]).to(tl.bfloat16)
             product = tl.dot(low, tile, tl.dot(high, tile))
             total += product * tl.load(scales + block * scale_stride + out)
         else:

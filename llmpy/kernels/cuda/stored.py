@@ -23,13 +23,14 @@ STACKED = {"qkv": ("q", "k", "v"), "gateup": ("gate", "up"), "qkvb": ("qb", "kb"
 Group = tuple[int | None, str, Sequence[Any]]  # layer, name, and what lies in it
 
 
-def upload_weights(weights: StoredWeights) -> StoredWeights:
+def upload_weights(weights: StoredWeights) -> Any:
     """The same weights as `DeviceMatrix` and `DeviceArray`; a Llama's layers get `qkv`, `gateup` and `qkvb` besides.
 
     What is on the device already stays where it is. Raises UserError, before anything is copied, where the device has
     less memory than they take.
     """
-    if (0, "qkv") in weights.tensors and isinstance(weights.tensors[0, "qkv"], DeviceMatrix):
+    held: Any = weights.tensors.get((0, "qkv"))
+    if isinstance(held, DeviceMatrix):
         return weights
     groups = list(_groups(weights))
     total = sum(_bytes(parts) for _, _, parts in groups)
