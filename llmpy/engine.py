@@ -10,11 +10,13 @@ from typing import Protocol
 
 import numpy as np
 
+from llmpy import kernels
 from llmpy.batching import Batch, checked_prompt, overflow_of
 from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.errors import UserError
+from llmpy.matrix import Matrix
 from llmpy.models import new_decoder
-from llmpy.models.decoder import decoder_context
+from llmpy.models.decoder import decoder_context, on_backend
 from llmpy.parameters import Parameters
 from llmpy.precision import of_generation
 from llmpy.sampling import Sampling
@@ -58,6 +60,7 @@ class Engine:
         self.overflow = overflow_of(isinstance(model.config, LlamaConfig), overflow)
         self.weights, self.precision = _weights_of(model, precision, backend)
         self.tokenizer: Tokenizer | None = tokenizer or getattr(model, "tokenizer", None)
+        self._placed: StoredWeights | None = None  # where the backend reads them
         self._batch: Batch | None = None
 
     def batch(self, slots: int = 8) -> Batch:
@@ -65,7 +68,8 @@ class Engine:
         for many who converse. Raises UserError where there is not the memory."""
         if slots < 1:
             raise UserError(f"a batch has 1 slot or more, not {slots}")
-        decoder = new_decoder(self.weights, self.backend, slots, self.context, self.precision)
+        self._placed = self._placed or on_backend(self.weights, self.backend)
+        decoder = new_decoder(self._placed, self.backend, slots, self.context, self.precision)
         return Batch(decoder, self.tokenizer.vocab_size if self.tokenizer else None, self.overflow)
 
     def generate(
@@ -187,7 +191,8 @@ def _weights_of(model: Model, precision: str, backend: str) -> tuple[StoredWeigh
     """What to generate with, and the precision of the cache and the activations."""
     stored = getattr(model, "stored", None)
     if stored is None:
-        return StoredWeights.of(model.parameters, model.config), getattr(model, "precision", "float32")
+        matrix_of = getattr(kernels.load(backend), "matrix_of", Matrix.of)
+        return StoredWeights.of(model.parameters, model.config, matrix_of), getattr(model, "precision", "float32")
     name, computing = of_generation(precision, stored.kinds, backend)
     kind = {"float32": "F32", "bfloat16": "BF16", "q8": "Q8_0"}.get(name)
     return stored.converted(kind) if kind else stored, computing

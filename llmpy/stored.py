@@ -72,14 +72,17 @@ class StoredWeights:
             self.head = self.embedding
 
     @classmethod
-    def of(cls, parameters: Parameters, config: ModelConfig) -> StoredWeights:
-        """Views of float32 parameters: what changes there changes here."""
+    def of(
+        cls, parameters: Parameters, config: ModelConfig, matrix_of: Callable[[np.ndarray], Any] = Matrix.of
+    ) -> StoredWeights:
+        """Views of float32 parameters: what changes there changes here. `matrix_of` makes a matrix of an array of the
+        backend where they are."""
         tensors: dict[Key, Matrix | Copy | np.ndarray] = {}
         for spec, view in parameters.items():
             for piece in spec.pieces():
                 for layer, whole in enumerate(view) if spec.per_layer else ((None, view),):
                     rows = whole[piece.rows]
-                    tensors[layer, piece.stored] = Matrix.of(rows) if piece.stored in MATRICES else rows
+                    tensors[layer, piece.stored] = matrix_of(rows) if piece.stored in MATRICES else rows
         return cls(config, tensors)
 
     def converted(self, kind: str) -> StoredWeights:

@@ -86,6 +86,22 @@ hs head size, H hidden channels, V vocabulary, S sequences being decoded.
         flat [n]; step counts from 1; with a weight they are [OC, C], and it becomes p as `pack_weight` makes it
     global_norm(g) -> float
         the L2 norm of flat [n]
+
+A backend with memory of its own has the arrays there (tokens, slots and positions of `Decode` are the host's, logits
+may be), and what brings models there:
+
+    take(plan, advice) -> arrays
+        those of a MemoryPlan, zeroed
+    upload_weights(weights) -> weights
+        StoredWeights there, which is what the others here take; themselves where they are there
+    matrix_of(array) -> matrix
+        an array [OC, C] of float32 there as one of the matrices of StoredWeights
+    embed_rows(x, weights, tokens, positions)
+        x [T, C], the embeddings of int32 tokens [T] of the host at positions [T]
+    copy(to, source)
+        any views of the same shape; they may overlap
+    Decode(...)(logits, tokens, slots, positions)
+        int32 tokens [S] instead of x
 """
 
 from __future__ import annotations

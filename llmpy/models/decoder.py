@@ -40,6 +40,12 @@ def decoder_context(config: GPT2Config | LlamaConfig, context: int | None = None
     return context
 
 
+def on_backend(weights: StoredWeights, backend: str) -> StoredWeights:
+    """The weights where the kernels of a backend read them; themselves, if they are there."""
+    module = kernels.load(backend)
+    return module.upload_weights(weights) if hasattr(module, "upload_weights") else weights
+
+
 class Decoder(ABC, Generic[Config]):
     """`sequences` slots of at most `config.context` tokens each. Memory is taken once, BLOCK rows of activations in it.
 
@@ -61,7 +67,8 @@ class Decoder(ABC, Generic[Config]):
         config: Config = weights.config  # type: ignore[assignment]
         self.config: Config = replace(config, context=decoder_context(config, context))
         c = self.config
-        self.weights, self.kernels, self.sequences = weights, kernels.load(backend), sequences
+        self.kernels, self.sequences = kernels.load(backend), sequences
+        self.weights = on_backend(weights, backend)
         self.numbers = dtype(precision)
         self.kv_heads = c.kv_heads if isinstance(c, LlamaConfig) else c.heads
         self.memory = plan = MemoryPlan()
@@ -71,14 +78,19 @@ class Decoder(ABC, Generic[Config]):
         block = min(BLOCK, c.context)
         self._plan_activations(plan, block)
         plan.add("activations", "lse", c.heads * block)
-        plan.add("logits", "logits", sequences + 1, c.vocab_size)  # of a step, and apart from them those of a prompt
+        plan.add("positions", "start", 1, dtype=np.int32)
         texts = "one text" if sequences == 1 else f"{sequences} texts side by side"
-        self.arrays = plan.take(f"the cache holds {c.context} tokens of {texts}; shorten it (--context), or make fewer")
+        advice = f"the cache holds {c.context} tokens of {texts}; shorten it (--context), or make fewer"
+        self.arrays = kernels.take(plan, backend, advice)
+        # Of a step, and apart from them those of a prompt: on the host, where tokens are drawn.
+        logits = MemoryPlan()
+        logits.add("logits", "logits", sequences + 1, c.vocab_size)
+        self.logits = logits.take(advice)["logits"]
         for name in ("keys", "values"):
             self.arrays[name] = self.arrays[name].swapaxes(2, 3)  # [L, slots, T, NKV, hs]
         self._begin()
         angles = self.arrays.get("cos"), self.arrays.get("sin")
-        self._decode = self.kernels.Decode(c, weights, self.arrays["keys"], self.arrays["values"], *angles)
+        self._decode = self.kernels.Decode(c, self.weights, self.arrays["keys"], self.arrays["values"], *angles)
 
     # ---- the parts of a family -------------------------------------------------------------------------------------
 
@@ -112,7 +124,8 @@ class Decoder(ABC, Generic[Config]):
         for begin, end in pairwise(bounds):
             if begin < end:
                 x = self.arrays["x"][: end - begin]
-                x[:] = self._embed(tokens[begin - start : end - start], np.arange(begin, end))
+                self._embed_into(x, tokens[begin - start : end - start], np.arange(begin, end, dtype=np.int32))
+                self.arrays["start"][:] = begin
                 self._read_block(x, begin, self._reading(slot, begin))
         return self._step(self.sequences, tokens[-1:], np.array([last], np.int32), np.array([slot], np.int32))[0]
 
@@ -122,7 +135,8 @@ class Decoder(ABC, Generic[Config]):
         def attend(layer: int, y: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
             end = start + len(q)
             keys, values = (self.arrays[name][layer, slot : slot + 1, :end] for name in ("keys", "values"))
-            keys[0, start:], values[0, start:] = k, v
+            self._copy(keys[0, start:], k)
+            self._copy(values[0, start:], v)
             lse = self.arrays["lse"][: q.shape[0] * q.shape[1]].reshape(1, q.shape[1], q.shape[0])
             self.kernels.attention_forward(y[None], lse, q[None], keys, values)
 
@@ -135,9 +149,28 @@ class Decoder(ABC, Generic[Config]):
 
     def _step(self, first: int, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> np.ndarray:
         """`decode`, its logits in rows of the array from `first` on."""
-        logits = self.arrays["logits"][first : first + len(tokens)]
-        self._decode(logits, self._embed(tokens, positions), slots, positions)
+        logits = self.logits[first : first + len(tokens)]
+        self._decode(logits, tokens if self._elsewhere else self._embed(tokens, positions), slots, positions)
         return logits
+
+    # ---- where the backend has memory of its own -------------------------------------------------------------------
+
+    @property
+    def _elsewhere(self) -> bool:
+        return hasattr(self.kernels, "take")
+
+    def _embed_into(self, x: np.ndarray, tokens: np.ndarray, positions: np.ndarray) -> None:
+        if self._elsewhere:
+            self.kernels.embed_rows(x, self.weights, tokens, positions)
+        else:
+            x[:] = self._embed(tokens, positions)
+
+    def _copy(self, to: np.ndarray, source: np.ndarray) -> None:
+        """They may overlap."""
+        if self._elsewhere:
+            self.kernels.copy(to, source)
+        else:
+            to[...] = source
 
     # ---- what slots hold -------------------------------------------------------------------------------------------
 
@@ -148,9 +181,9 @@ class Decoder(ABC, Generic[Config]):
     def copy(self, source: int, length: int, to: Sequence[int]) -> None:
         """The first `length` tokens of a slot are those of the slots `to` too."""
         for name in ("keys", "values"):
-            cache = self.arrays[name]
-            for slot in to:
-                cache[:, slot, :length] = cache[:, source, :length]
+            for layer in self.arrays[name]:
+                for slot in to:
+                    self._copy(layer[slot, :length], layer[source, :length])
 
     def shift(self, slot: int, keep: int, drop: int) -> None:
         """Forgets the `drop` tokens behind the first `keep`; those after them are `drop` positions earlier from now on.

@@ -27,7 +27,8 @@ class GPT2Decoder(Decoder[GPT2Config]):
         ln, qkv, att, fch, fch_gelu, mean, rstd = (
             self.arrays[name][:T] for name in ("ln", "qkv", "att", "fch", "fch_gelu", "mean", "rstd")
         )
-        q, k, v = np.split(qkv.reshape(T, -1, self.config.head_size), 3, axis=1)
+        NH, heads = self.config.heads, qkv.reshape(T, -1, self.config.head_size)
+        q, k, v = heads[:, :NH], heads[:, NH : 2 * NH], heads[:, 2 * NH :]
         for layer, w in enumerate(self.weights.layers):
             K.layernorm_forward(ln, mean, rstd, x, w.ln1w, w.ln1b)
             K.linear_forward(qkv, ln, w.qkv, w.qkvb)

@@ -22,6 +22,7 @@ class LlamaDecoder(Decoder[LlamaConfig]):
         for name, width in widths.items():
             plan.add("activations", name, rows, width, dtype=self.numbers)
         plan.add("activations", "rstd", rows)
+        plan.add("positions", "back", c.context, dtype=np.int32)
         plan.add("activations", "cos", c.context, c.head_size // 2)
         plan.add("activations", "sin", c.context, c.head_size // 2)
 
@@ -36,7 +37,7 @@ class LlamaDecoder(Decoder[LlamaConfig]):
         ln, q, k, v, att, gate, up, rstd = (
             self.arrays[name][:T] for name in ("ln", "q", "k", "v", "att", "gate", "up", "rstd")
         )
-        cos, sin, at = self.arrays["cos"], self.arrays["sin"], np.array([start], np.int32)
+        cos, sin, at = (self.arrays[name] for name in ("cos", "sin", "start"))
         q_heads, k_heads, v_heads, att_heads = (each.reshape(T, -1, c.head_size) for each in (q, k, v, att))
         for layer, w in enumerate(self.weights.layers):
             K.rmsnorm_forward(ln, rstd, x, w.ln1w, c.norm_eps)
@@ -56,11 +57,12 @@ class LlamaDecoder(Decoder[LlamaConfig]):
         """As Decoder says. A key that was turned to its position is turned back by `drop` positions, which is where a
         key turned to the new position would be: angles add up."""
         moved = self.config.context - keep - drop
-        back = np.full(moved, drop, np.int32)
+        back = self.arrays["back"][:moved]
+        back[:] = drop
         for layer in range(self.config.layers):
             keys, values = self.arrays["keys"][layer, slot], self.arrays["values"][layer, slot]
             for cache in (keys, values):
-                cache[keep : keep + moved] = cache[keep + drop :]
+                self._copy(cache[keep : keep + moved], cache[keep + drop :])
             turned = keys[keep : keep + moved, None]  # [moved, 1, NKV, hs]: every token a sequence at position `drop`
             self.kernels.rope_backward(
                 turned, self.arrays["cos"], self.arrays["sin"], self.config.rope_interleaved, back

@@ -6,37 +6,49 @@ from llmpy.kernels.cuda import device
 from llmpy.kernels.cuda.array import DeviceArray, empty
 from llmpy.kernels.cuda.attention import attention_forward
 from llmpy.kernels.cuda.attention_backward import attention_backward
+from llmpy.kernels.cuda.attention_decode import attention_decode
 from llmpy.kernels.cuda.card import bfloat16_is_faster, device_name, open_device, peak_flops, room, take
 from llmpy.kernels.cuda.choosing import set_gemm, tuning
 from llmpy.kernels.cuda.classifier import LOGITS_ROWS, classifier_backward, classifier_forward, padded_width
+from llmpy.kernels.cuda.copies import copy
+from llmpy.kernels.cuda.decode import Decode
 from llmpy.kernels.cuda.device import choose
 from llmpy.kernels.cuda.dropout import dropout
 from llmpy.kernels.cuda.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cuda.gelu import gelu_backward, gelu_forward
 from llmpy.kernels.cuda.layernorm import layernorm_backward, layernorm_forward
 from llmpy.kernels.cuda.linear import linear_backward, linear_forward
+from llmpy.kernels.cuda.matrix import DeviceMatrix, matrix_of
+from llmpy.kernels.cuda.matvec import embed_rows
 from llmpy.kernels.cuda.optimizer import adamw, clip_scale, global_norm, pack_weight
 from llmpy.kernels.cuda.reduce import mean
 from llmpy.kernels.cuda.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from llmpy.kernels.cuda.rope import rope_backward, rope_forward
+from llmpy.kernels.cuda.stored import upload_weights
 from llmpy.kernels.cuda.swiglu import swiglu_backward, swiglu_forward
 from llmpy.kernels.cuda.weights import Weight, weight_size
 
 __all__ = [
     "ATTENTION_TURNS",
     "LOGITS_ROWS",
+    "Decode",
     "DeviceArray",
+    "DeviceMatrix",
     "Weight",
     "adamw",
     "attention_backward",
+    "attention_decode",
     "attention_forward",
+    "bfloat16_is_faster",
     "choose",
     "classifier_backward",
     "classifier_forward",
     "clip_scale",
+    "copy",
     "device",
     "device_name",
     "dropout",
+    "embed_rows",
     "embedding_backward",
     "embedding_forward",
     "empty",
@@ -47,6 +59,7 @@ __all__ = [
     "layernorm_forward",
     "linear_backward",
     "linear_forward",
+    "matrix_of",
     "mean",
     "open_device",
     "pack_weight",
@@ -62,6 +75,7 @@ __all__ = [
     "swiglu_forward",
     "take",
     "tuning",
+    "upload_weights",
     "weight_size",
 ]
 

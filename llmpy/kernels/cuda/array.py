@@ -65,6 +65,8 @@ class DeviceArray:
         if Ellipsis in keys:
             at = keys.index(Ellipsis)
             keys = keys[:at] + (slice(None),) * (self.ndim - len(keys) + 1) + keys[at + 1 :]
+        if None in keys:
+            return self._with_axes(keys)
         if len(keys) > self.ndim:
             raise IndexError(f"{len(keys)} indices for an array of {self.ndim} dimensions")
         start, shape, strides = 0, [], []
@@ -84,6 +86,17 @@ class DeviceArray:
                 start += place * stride
         address = self.address + start * self.dtype.itemsize
         return DeviceArray(address, tuple(shape), self.dtype, self.owner, tuple(strides))
+
+    def _with_axes(self, keys: tuple[Any, ...]) -> DeviceArray:
+        """Of an index with `None`: an axis of length 1 in each such place."""
+        inner = self[tuple(key for key in keys if key is not None)]
+        shape, strides, axis = list(inner.shape), list(inner.strides), 0
+        for key in keys:
+            if key is None:
+                shape.insert(axis, 1)
+                strides.insert(axis, 0)
+            axis += key is None or isinstance(key, slice)
+        return DeviceArray(inner.address, tuple(shape), self.dtype, self.owner, tuple(strides))
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))

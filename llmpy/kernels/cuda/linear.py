@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import ml_dtypes
-import numpy as np
-
-from llmpy.blocks import BF16, F32
 from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.choosing import multiply
 from llmpy.kernels.cuda.column_sums import add_column_sums
+from llmpy.kernels.cuda.matrix import DeviceMatrix
 from llmpy.kernels.cuda.product import BIAS, BIAS_GELU, BIAS_RESIDUAL, COLUMN_SUMS, GELU_GRADIENT, NN, NOTHING, NT, TN
 from llmpy.kernels.cuda.weights import Weight
 
-_PLAIN = {F32: np.dtype(np.float32), BF16: np.dtype(ml_dtypes.bfloat16)}
 
-
-def operand(w) -> DeviceArray:
-    """The array [OC, C] that a product reads of a weight: an array, a `Weight`, or a matrix of plain numbers on the
-    device (`kind`, `shape`, `data`)."""
-    if isinstance(w, DeviceArray):
-        return w
-    if isinstance(w, Weight):
-        return w.matrix
-    return DeviceArray(w.data.address, w.shape, _PLAIN[w.kind], w.data.owner)
+def operand(w, x: DeviceArray | None = None) -> DeviceArray:
+    """The array [OC, C] that a product with x reads of a weight: an array, a `Weight`, or a `DeviceMatrix`, made of the
+    same numbers as x where it is of others."""
+    if isinstance(w, DeviceMatrix):
+        return w.dequantized(w.data.dtype if x is None else x.dtype)
+    return w.matrix if isinstance(w, Weight) else w
 
 
 def linear_forward(
@@ -41,7 +34,7 @@ def linear_forward(
         epilogue, extra = BIAS_GELU, pre_gelu
     else:
         epilogue, extra = NOTHING if b is None else BIAS, None
-    multiply(y, x, operand(w), NT, epilogue=epilogue, bias=b, extra=extra)
+    multiply(y, x, operand(w, x), NT, epilogue=epilogue, bias=b, extra=extra)
 
 
 def linear_backward(
