@@ -20,6 +20,8 @@ ANSWERS = {
     "numbers_of_other_types_are_read": [-7.0, 0.1, 200.0],
     "many_numbers_may_be_on_their_way": [True, 0],
     "lots_go_ahead_and_are_delivered_in_order": [[True, n / 2] for n in range(1, 7)],
+    "a_lot_is_waited_for_where_it_is_delivered": list(range(8)),
+    "a_lot_is_not_overwritten_before_it_is_delivered": list(range(9)),
     "a_lot_of_a_wrong_size_is_refused": [
         "ValueError: 2 lots wait already: deliver one before the next is put",
         "ValueError: 1 addresses for a lot of 2 arrays",
@@ -28,7 +30,7 @@ ANSWERS = {
     ],
     "a_graph_does_what_the_function_did": [[[0.0, *[float(i + n) for i in range(1, 6)]] for n in range(4)], 2, 3],
     "a_failed_capture_leaves_the_stream_usable": [
-        f"RuntimeError: memory is taken {IN_A_GRAPH}", [0.0, 1.0, 1.0], True
+        f"memory is taken {IN_A_GRAPH}", [[5.0, 6.0, 7.0]] * 2, [0.0, 1.0, 1.0], True
     ],
     "what_a_graph_could_not_repeat_is_refused": [
         f"RuntimeError: an array is copied from the host {IN_A_GRAPH}",
