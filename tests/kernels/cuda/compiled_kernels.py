@@ -38,7 +38,7 @@ def in_rows(name, kernel, block, dtype, constants=None, **more):
 
 def norms():
     for dtype in ("bf16", "fp32"):
-        for C in (64, 768, 1600, 4096, 8192):
+        for C in (288, 768, 1600, 4096, 8192):
             for name, module in (("layernorm", layernorm), ("rmsnorm", rmsnorm)):
                 given = {"eps": "fp32"}
                 yield in_rows(f"{name}_forward-{C}", module._forward, row_tile(C), dtype, given=given)
