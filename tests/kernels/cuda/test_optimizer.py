@@ -1,4 +1,4 @@
-"""Weights of a GPU: the bits that the CPU makes from the same numbers and the same seed; and what stays on the device."""
+"""Weights of a GPU: the bits that the CPU makes from the same numbers and seed; and what stays on the device."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from llmpy import kernels
 from llmpy.kernels.cuda import workspace
 from llmpy.kernels.cuda.array import DeviceArray, empty
 from llmpy.optimizer import clip_scale
-from tests.kernels.numerics import BFLOAT16, assert_agree
+from tests.kernels.numerics import BFLOAT16, assert_agree, dense
 from tests.kernels.on_device import OnDevice
 from tests.kernels.test_bfloat16 import any_bits, assert_same_numbers, nearest
 from tests.kernels.test_optimizer import SIZES
@@ -30,11 +30,7 @@ def test_a_weight_holds_the_numbers_that_the_cpu_makes(narrow, halves, OC, C, ro
     weight = new_weight(OC, C)
     for w in (halves.normal(OC, C), any_bits(halves, OC, C)):
         CUDA.pack_weight(weight, w, rounding)
-        theirs = halves.packed(w, rounding)
-        from tests.kernels.numerics import dense
-
-        expected = nearest(dense(theirs).astype(np.float32)) if rounding else nearest(w)
-        assert_same_numbers(weight.matrix.numpy(), expected)
+        assert_same_numbers(weight.matrix.numpy(), nearest(dense(halves.packed(w, rounding)).astype(np.float32)))
 
 
 @pytest.mark.parametrize(("OC", "C"), SHAPES)
