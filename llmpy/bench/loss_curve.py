@@ -54,7 +54,7 @@ def ours(curve: Curve, bar: Bar, precision: str = "float32") -> list[float]:
     optimizer = AdamW.of(model)
     losses = []
     for step, (x, y) in enumerate(curve.batches()):
-        losses.append(model.loss_and_gradients(x, y))
+        losses.append(float(model.loss_and_gradients(x, y)))
         scale = clip_scale(optimizer.gradient_norm(), curve.clip)
         optimizer.update(step + 1, curve.learning_rate(step), scale)
         bar.advance()

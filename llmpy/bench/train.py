@@ -63,7 +63,7 @@ def our_step(
         done += 1
         loss = model.loss_and_gradients(x, y)
         optimizer.update(done, LR, clip_scale(optimizer.gradient_norm(), work.clip) if work.clip else 1.0)
-        return loss
+        return float(loss)
 
     return run
 

@@ -114,7 +114,7 @@ def write_debug_state(path: Path, state: DebugState) -> None:
 def make_debug_state(model: GPT2, x: np.ndarray, y: np.ndarray) -> DebugState:
     """The state of our own model for a batch x, y int32 [B, T]; its gradients are the model's, not a copy."""
     logits = model.logits(x)
-    return DebugState(x, y, logits, model.loss_and_gradients(x, y), model.gradients)
+    return DebugState(x, y, logits, float(model.loss_and_gradients(x, y)), model.gradients)
 
 
 def check_debug_state(model_path: Path, state_path: Path, backend: str = "cpu") -> list[Difference]:

@@ -1,4 +1,4 @@
-"""A micro-step on a device with memory of its own: its batch goes ahead, its kernels are one graph, its loss comes later.
+"""A micro-step on a device with memory of its own: the batch goes ahead, the kernels are a graph, the loss comes later.
 
 The host only asks: while the device computes one batch, the next is read, copied beside it, and asked for.
 """

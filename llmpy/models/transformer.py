@@ -196,9 +196,8 @@ class Transformer(ABC, Generic[Config]):
 
     def _forward_and_loss(self, tokens: np.ndarray, targets: np.ndarray) -> None:
         """tokens, targets [B, T] -> losses"""
-        x, losses, a = self.forward(tokens), self.arrays["losses"], self.arrays
-        head = self.head(self.config, self.weights)
-        self.kernels.classifier_forward(losses, x, head, targets.reshape(-1), self._logits())
+        x, head = self.forward(tokens), self.head(self.config, self.weights)
+        self.kernels.classifier_forward(self.arrays["losses"], x, head, targets.reshape(-1), self._logits())
 
     def loss_and_gradients(
         self,

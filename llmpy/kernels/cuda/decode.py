@@ -94,6 +94,9 @@ class Decode:
         else:
             device.current().copy_out(logits, made.address)
 
+    def renew(self) -> None:
+        """Weights on the device are read where they lie; those that were copied there stay as they were."""
+
     def _step(self, S: int, of_tokens: bool) -> None:
         """The kernels of a step over S sequences, from what was put into `placed`, and into `given`."""
         c, w, a = self.config, self.weights, {name: array[:S] for name, array in self._arrays.items()}
