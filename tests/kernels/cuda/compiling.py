@@ -44,7 +44,7 @@ class Case:
     constants: dict[str, Any] = field(default_factory=dict)
     aligned: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
-    tensor_cores: bool = False
+    tensor_cores: bool | str = False  # or an instruction's name: those of few rows are the same everywhere
     capabilities: tuple[int, ...] = CAPABILITIES
 
 
