@@ -221,3 +221,9 @@ def test_copies_that_overlap():
     cuda.copy(placed[3:3], placed[:0])
     array[:8, :4] = array[2:, 2:].copy()
     np.testing.assert_array_equal(placed.numpy(), array)
+
+
+@pytest.mark.parametrize("key", [None, (slice(1, 3), None), (None, 2, ..., slice(0, 2), None), (0, None, 1, None)])
+def test_axes_of_length_1(key):
+    array = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    np.testing.assert_array_equal(DeviceArray.of(array)[key].numpy(), array[key])
