@@ -50,12 +50,10 @@ def dropout(
     `key` is an int of 64 bits: another for every place where a model drops, and for every step. It may lie on the
     device, uint64 [1]: then a captured graph drops others whenever it has been changed.
     """
-    on_device = isinstance(key, DeviceArray)
-    low, high = (0, 0) if on_device else (signed(key), signed(key >> 32))
-    added, threshold, scale = x if residual is None else residual, signed(int(probability * 2**32)), 1 / (1 - probability)
-    arguments = y, x, added, key if on_device else x, low, high, threshold, scale, x.size
-    options = {"on_device": on_device, "add": residual is not None, "block": BLOCK}
-    launch(_dropout, (cdiv(x.size, BLOCK),), *arguments, **options)
+    held, bits = (key, 0) if isinstance(key, DeviceArray) else (x, key)
+    numbers = signed(bits), signed(bits >> 32), signed(int(probability * 2**32)), 1 / (1 - probability), x.size
+    options = {"on_device": held is key, "add": residual is not None, "block": BLOCK}
+    launch(_dropout, (cdiv(x.size, BLOCK),), y, x, x if residual is None else residual, held, *numbers, **options)
 
 
 def signed(bits: int) -> int:

@@ -21,7 +21,7 @@ ROWS = 32  # that a program of the backward pass sums, one after the other
 CHUNKS = 8  # at a time, of those that belong to one token
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start"])
 def _forward(
     x, tokens, wte, wpe, N, T, C, token_stride, start,
     positions: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,

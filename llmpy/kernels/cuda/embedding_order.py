@@ -1,8 +1,8 @@
 """Where the rows of each token are: tokens sorted on the device, equal ones in the order of their rows.
 
-Without atomics, so that the order is one, and without a look at the tokens by the host, so that a CUDA graph can hold it.
-Runs are sorted each for itself; then a token's place is its place in its run, and how many of every other run come
-before it. That is cheap until there are a million rows.
+Without atomics, so that the order is always the same, and without a look at the tokens by the host, so that a CUDA
+graph can hold it. Runs are sorted each for itself; then a token's place is its place in its run, and how many of every
+other run come before it. That is cheap until there are a million rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LAST = tl.constexpr(2**31 - 1)
 
 @triton.jit
 def _key(tokens, place, start, N, T, token_stride, run: tl.constexpr):
-    """The keys of places in the run that begins at row `start`; past the end, of the largest token that there can be."""
+    """The keys of places in the run that begins at row `start`; past the end, of the largest token there can be."""
     row = start + place
     b, t = row // T, row % T
     token = tl.load(tokens + b.to(tl.int64) * token_stride + t, mask=row < N, other=LAST // run)

@@ -1,5 +1,5 @@
-"""AdamW (Loshchilov, Hutter 2017) over flat buffers, and the norm that gradient clipping needs; and the weights that are
-kept in bfloat16 too. All run at the speed of memory, and none but `global_norm` waits for the device."""
+"""AdamW (Loshchilov, Hutter 2017) over flat buffers, and the norm that gradient clipping needs; and the weights that
+are kept in bfloat16 too. All run at the speed of memory, and none but `global_norm` waits for the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernels that memory limits, at the widths of GPT-2 124M and 1558M, of Llama 7B, and of the longest rows."""
+"""The kernels that memory limits, at the widths of a Llama of 15M, of GPT-2 124M and 1558M, and of the longest rows."""
 
 from llmpy.kernels.cuda import embedding, embedding_order, layernorm, optimizer, reduce, rmsnorm, rope, swiglu
 from llmpy.kernels.cuda.dropout import BLOCK, _dropout
@@ -37,8 +37,8 @@ def in_rows(name, kernel, block, dtype, constants=None, **more):
 
 
 def norms():
-    for dtype in ("bf16", "fp32"):
-        for C in (64, 768, 1600, 4096, 8192):
+    for dtype, widths in (("bf16", (288, 768, 1600, 8192)), ("fp32", (768, 8192))):
+        for C in widths:
             for name, module in (("layernorm", layernorm), ("rmsnorm", rmsnorm)):
                 given = {"eps": "fp32"}
                 yield in_rows(f"{name}_forward-{C}", module._forward, row_tile(C), dtype, given=given)
@@ -48,11 +48,11 @@ def norms():
 
 def others():
     for dtype in ("bf16", "fp32"):
-        for H in (1376, 11008):
+        for H in (256, 11008):
             block = row_tile(min(H, swiglu.COLUMNS))
             yield in_rows(f"swiglu_forward-{H}", swiglu._forward, block, dtype)
             yield in_rows(f"swiglu_backward-{H}", swiglu._backward, block, dtype)
-        for hs in (48, 64, 80, 128):
+        for hs in (64, 80):
             for interleaved in (True, False):
                 constants = {"half": hs // 2, "interleaved": interleaved, "placed": interleaved}
                 block, given = row_tile(hs // 2), {"direction": "fp32"}
