@@ -142,6 +142,8 @@ def test_the_line_of_a_step_is_llm_cs():
         "step    5/300 | loss 10.123457 (+nanz)| norm 1.5000 (-0.26z)| lr 6.00e-04 | 123.46 ms | 187.4 GFLOP/s"
         " | 12346 tok/s"
     )
+    with_mfu = step_line(4, 300, 10.123456789, math.nan, 1.5, -0.257, 6e-4, 0.123456, 187.44, 12345.6, 0.4128)
+    assert with_mfu.endswith("| 123.46 ms | 41.3% MFU | 12346 tok/s")
 
 
 def steps_on_screen(screen, steps):

@@ -35,7 +35,7 @@ def path(tmp_path):
         ({"data": ""}, "--data is empty"),
         ({"seed": -1}, "--seed must be"),
         ({"recompute": 3}, "--recompute is one of 0, 1, 2"),
-        ({"device": "cuda"}, "training on a GPU comes in a later version"),
+        ({"device": "gpu"}, "--device is auto, cpu, cuda, cuda:N or reference, not gpu"),
         ({"precision": "fp16"}, "--precision is one of float32, bfloat16, auto, fp32, bf16, not fp16"),
         ({"model": "model.bin", "layers": 3}, "--init model.bin has a shape: leave out --layers"),
         ({"init": "model.bin", "model": "llama:15M"}, "--init model.bin has a shape: leave out --model"),

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from llmpy import TrainConfig, Trainer, UserError, checkpoint, formats, memory
+from llmpy import TrainConfig, Trainer, UserError, checkpoint, formats, kernels, memory
 from llmpy.assembly import with_absolute_paths
 from llmpy.config import is_descriptor
 from llmpy.data.loader import DataLoader
@@ -332,3 +332,22 @@ def test_metrics_are_json_that_others_read(data, out):
     trained(tiny(data), out)
     for line in (out / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_the_share_of_a_known_cards_speed_is_told_and_recorded(data, out, monkeypatch, capsys):
+    monkeypatch.setattr(kernels, "peak_flops", lambda backend, precision: 1e10)
+    monkeypatch.setattr(kernels, "device_name", lambda backend: "NVIDIA H200")
+    run = Trainer(tiny(data, steps=2), out)
+    run.train()
+    assert "MFU | " in capsys.readouterr().out
+    assert "device: NVIDIA H200, at most 0 TFLOP/s in float32" in run.describe()
+    steps = events(out)
+    assert [event["mfu"] for event in steps] == pytest.approx([event["gflops"] / 10 for event in steps])
+
+
+def test_without_a_known_card_no_share_is_told(data, out, capsys):
+    run = Trainer(tiny(data, steps=2), out)
+    run.train()
+    assert "GFLOP/s | " in capsys.readouterr().out
+    assert "device" not in run.describe()
+    assert "mfu" not in (out / "metrics.jsonl").read_text()

@@ -181,7 +181,7 @@ def backend_of(device: str) -> str:
         return device
     from llmpy.kernels import probe, requirements
 
-    driver = probe.ask()
+    driver = None if requirements.is_interpreted() else probe.ask()
     if driver is None or not driver.cards:
         return "cpu"
     if lacks := requirements.missing():

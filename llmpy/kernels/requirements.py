@@ -51,13 +51,18 @@ def missing() -> Part | None:
 
 def check() -> None:
     """Raises UserError where something is missing, which says what and how to mend it."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if is_interpreted():
         part = _package("Triton", "triton", "triton")
         lacks = None if part.ok else part
     else:
         lacks = missing()
     if lacks is not None:
         raise UserError(f"--device cuda: {lacks.name} is missing: {lacks.remedy} (llmpy doctor shows all it needs)")
+
+
+def is_interpreted() -> bool:
+    """Do the GPU's kernels run in Triton's interpreter, without a GPU?"""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 # ---- the parts -----------------------------------------------------------------------------------------------------

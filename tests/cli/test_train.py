@@ -279,7 +279,7 @@ def test_a_run_in_float32(data, here, flags, precision):
         ("--steps 0", "--steps must be at least 1 (or -1), not 0"),
         ("--stop-after 0", "--stop-after must be at least 1"),
         ("--schedule exponential", "--schedule is one of cosine, linear, constant, wsd, not exponential"),
-        ("--device cuda", "--device cuda: training on a GPU comes in a later version"),
+        ("--device gpu", "--device is auto, cpu, cuda, cuda:N or reference, not gpu"),
         ("--precision fp16", "--precision is one of float32, bfloat16, auto, fp32, bf16, not fp16"),
         ("--precision bf16", "the reference kernels compute in float32: leave out --precision bfloat16"),
         ("--heads 3", "16 channels cannot be shared by 3 heads"),

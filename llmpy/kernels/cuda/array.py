@@ -102,7 +102,7 @@ class DeviceArray:
         return (self[i] for i in range(len(self)))
 
     def reshape(self, *shape: int | tuple[int, ...]) -> DeviceArray:
-        sizes = list(shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape)
+        sizes: list[Any] = list(shape[0] if len(shape) == 1 and isinstance(shape[0], tuple) else shape)
         if -1 in sizes:
             sizes[sizes.index(-1)] = self.size // max(1, -prod(sizes))
         if prod(sizes) != self.size or not self.is_contiguous:

@@ -13,11 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from llmpy.errors import UserError
-from llmpy.kernels.cuda.arena import aligned
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ORDINAL = "LLMPY_CUDA_DEVICE"  # the variable that says which GPU, where --device does not
-LOTS = 2  # of arrays that may be on their way to the device
 
 
 class Pending(Protocol):
@@ -99,7 +97,7 @@ class Device(Protocol):
         """One number, as it is after all that was asked for so far; this returns at once."""
 
     def copies_ahead(self, size: int) -> CopiesAhead:
-        """For lots of arrays of up to `size` bytes, each array rounded up to 256."""
+        """For lots of arrays of up to `size` bytes, each array rounded up to 256. Its memory is never given back."""
 
     def mark(self) -> Mark:
         """This moment; the difference of two is the time in seconds between them."""
@@ -140,19 +138,3 @@ def current() -> Device:
 
             _current = Gpu(_ordinal())
     return _current
-
-
-def check_lot(arrays: tuple[np.ndarray, ...], size: int, waiting: int) -> None:
-    """Raises ValueError for what `CopiesAhead.put` does not take."""
-    if waiting == LOTS:
-        raise ValueError(f"{LOTS} lots wait already: deliver one before the next is put")
-    if (needed := sum(aligned(array.nbytes) for array in arrays)) > size:
-        raise ValueError(f"a lot of {needed} bytes where {size} were planned")
-
-
-def check_delivery(addresses: tuple[int, ...], waiting: list[int]) -> None:
-    """Raises ValueError for what `CopiesAhead.deliver` does not take; `waiting` are the lengths of the lots."""
-    if not waiting:
-        raise ValueError("no lot waits to be delivered")
-    if len(addresses) != waiting[0]:
-        raise ValueError(f"{len(addresses)} addresses for a lot of {waiting[0]} arrays")

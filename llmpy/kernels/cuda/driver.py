@@ -7,13 +7,14 @@ Theirs is therefore never asked: kernels would start on PyTorch's stream beside 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.driver import CudaDriver, CudaLauncher, CudaUtils
 
-from llmpy.kernels.cuda.device import Device
+if TYPE_CHECKING:
+    from llmpy.kernels.cuda.device import Device
 
 WARP = 32  # threads
 

@@ -42,6 +42,7 @@ class Gpu:
         self.capability = int(major), int(minor)
         self._arena = Arena(self._allocate)
         self._readings = Readings(self)
+        self._kept: list[Lots] = []
         self._recording = False
         from llmpy.kernels.cuda.driver import install
 
@@ -106,7 +107,9 @@ class Gpu:
         return self._readings.begin(address, dtype)
 
     def copies_ahead(self, size: int) -> Lots:
-        return Lots(self, size)
+        lots = Lots(self, size)
+        self._kept.append(lots)  # a copy that is on its way must find the memory, whoever still thinks of it
+        return lots
 
     # ---- order -----------------------------------------------------------------------------------------------------
 

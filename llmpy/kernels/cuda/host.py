@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from llmpy import memory
-from llmpy.kernels.cuda.arena import ALIGNMENT
-from llmpy.kernels.cuda.device import check_delivery, check_lot
+from llmpy.kernels.cuda.arena import ALIGNMENT, aligned
+from llmpy.kernels.cuda.lots import check_delivery, check_lot
 
 
 class Host:
@@ -80,7 +80,7 @@ class Lots:
     """Arrays kept until they are delivered."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self._size = aligned(size)
         self._waiting: deque[list[np.ndarray]] = deque()
 
     def put(self, *arrays: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmpy.kernels.cuda.arena import aligned
-from llmpy.kernels.cuda.device import LOTS, check_delivery, check_lot
+from llmpy.kernels.cuda.lots import LOTS, check_delivery, check_lot
 
 if TYPE_CHECKING:
     from llmpy.kernels.cuda.gpu import Gpu
@@ -86,7 +86,7 @@ class Readings:
     def begin(self, address: int, dtype: Any) -> Reading:
         if not self._free:
             memory = Pinned(self._gpu, SLOT * SLOTS)
-            self._free = [(memory, SLOT * i, self._gpu.event()) for i in range(SLOTS)]
+            self._free += [(memory, SLOT * i, self._gpu.event()) for i in range(SLOTS)]
         memory, offset, event = slot = self._free.pop()
         self._gpu.copy(memory.address + offset, address, np.dtype(dtype).itemsize)
         self._gpu.record(event)
