@@ -14,7 +14,7 @@ import triton.language as tl
 
 from llmpy.kernels.cuda import device
 from llmpy.kernels.cuda.array import DeviceArray
-from llmpy.kernels.cuda.attention_tiles import LN2, rows_of, scores, shape, store_rows, tiles
+from llmpy.kernels.cuda.attention_tiles import LN2, rows_of, scores, shape, store_rows, tiles, whole_blocks
 from llmpy.kernels.cuda.launch import cdiv, launch
 
 Rope = tuple[DeviceArray, DeviceArray, bool]  # cos, sin [maxT, hs/2], and whether neighbours are pairs
@@ -60,7 +60,7 @@ def _forward(
     top = tl.full([queries], -float("inf"), tl.float32)
     total = tl.zeros([queries], tl.float32)
     sums = tl.zeros([queries, wide], tl.float32)
-    seen_by_all = (position + 1) // keys * keys
+    seen_by_all = whole_blocks(position, keys, pairs)
     for start in range(0, seen_by_all, keys):
         top, total, sums = _more_keys(
             q1, q2, top, total, sums, k, v, k_row, v_row, start, position, T, cos, sin, scale,

@@ -11,7 +11,17 @@ import triton.language as tl
 
 from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.attention import Rope, chosen, score_scale, strides
-from llmpy.kernels.cuda.attention_tiles import LN2, LOG2E, rows_of, scores, shape, store_gradient, store_rows, tiles
+from llmpy.kernels.cuda.attention_tiles import (
+    LN2,
+    LOG2E,
+    rows_of,
+    scores,
+    shape,
+    store_gradient,
+    store_rows,
+    tiles,
+    whole_blocks,
+)
 from llmpy.kernels.cuda.launch import cdiv, launch
 from llmpy.kernels.cuda.workspace import scratch
 
@@ -72,7 +82,7 @@ def _backward_queries(
     q1, q2 = tiles(q, first, q_row, left, cos, sin, first, size, queries, width, pairs, True)
     dq1 = tl.zeros([queries, width], tl.float32)
     dq2 = tl.zeros([queries, width], tl.float32)
-    seen_by_all = (first + 1) // keys * keys
+    seen_by_all = whole_blocks(first, keys, pairs)
     for start in range(0, seen_by_all, keys):
         dq1, dq2 = _queries_gradient(
             dq1, dq2, q1, q2, dy_tile, log, mean, k, v, k_row, v_row, start, first, T, cos, sin, scale,
@@ -92,7 +102,7 @@ def _backward_queries(
 def _keys_gradient(
     dk1, dk2, dv, k1, k2, values, dy, q, dy_row, q_row, logs, means, first, start, T, cos, sin, scale,
     size: tl.constexpr, width: tl.constexpr, wide: tl.constexpr, pairs: tl.constexpr,
-    queries: tl.constexpr, keys: tl.constexpr, diagonal: tl.constexpr,
+    queries: tl.constexpr, keys: tl.constexpr,
 ):  # fmt: skip
     """dk / scale and dv so far, with the block of queries from `first`; what is turned over is [keys, queries]."""
     left = T - first
@@ -101,8 +111,7 @@ def _keys_gradient(
     # Of rows past the end all is zero but the share, which is then of no account.
     log = tl.load(logs + first + row)
     product = scores(k1, k2, q1, q2, pairs)
-    if diagonal:
-        product = tl.where(first + row[None, :] >= start + tl.arange(0, keys)[:, None], product, -float("inf"))
+    product = tl.where(first + row[None, :] >= start + tl.arange(0, keys)[:, None], product, -float("inf"))
     share = tl.math.exp2(product * scale - log[None, :])
     dy_tile = rows_of(dy, first, dy_row, left, size, queries, wide, True)
     dv = tl.dot(share.to(dy_tile.dtype), dy_tile, dv, input_precision="ieee")
@@ -129,27 +138,25 @@ def _backward_keys(
     left = T - start
     k += batch * k_batch + kv_head * k_head
     v += batch * v_batch + kv_head * v_head
+    q += batch * q_batch
+    dy += batch * dy_batch
     k1, k2 = tiles(k, start, k_row, left, cos, sin, start, size, keys, width, pairs, True)
     values = rows_of(v, start, v_row, left, size, keys, wide, True)
     dk1 = tl.zeros([keys, width], tl.float32)
     dk2 = tl.zeros([keys, width], tl.float32)
     dv_tile = tl.zeros([keys, wide], tl.float32)
-    all_seen = (start + keys + queries - 2) // queries * queries
-    for member in range(group):
-        head = kv_head * group + member
-        q_at = q + batch * q_batch + head * q_head
-        dy_at = dy + batch * dy_batch + head * dy_head
+    # All the query heads of the group in one loop, whose reading goes ahead from each to the next; and a mask for every
+    # block, for a loop of its own for those on the diagonal takes registers that are not there.
+    begin = start // queries
+    blocks = tl.cdiv(T, queries) - begin
+    for turn in range(group * blocks):
+        head = kv_head * group + turn // blocks
         rows = (tl.program_id(1) // kv_heads * kv_heads * group + head).to(tl.int64) * padded
-        for first in range(start // queries * queries, tl.minimum(all_seen, T), queries):
-            dk1, dk2, dv_tile = _keys_gradient(
-                dk1, dk2, dv_tile, k1, k2, values, dy_at, q_at, dy_row, q_row, logs + rows, means + rows,
-                first, start, T, cos, sin, scale, size, width, wide, pairs, queries, keys, True,
-            )  # fmt: skip
-        for first in range(all_seen, T, queries):
-            dk1, dk2, dv_tile = _keys_gradient(
-                dk1, dk2, dv_tile, k1, k2, values, dy_at, q_at, dy_row, q_row, logs + rows, means + rows,
-                first, start, T, cos, sin, scale, size, width, wide, pairs, queries, keys, False,
-            )  # fmt: skip
+        dk1, dk2, dv_tile = _keys_gradient(
+            dk1, dk2, dv_tile, k1, k2, values, dy + head * dy_head, q + head * q_head, dy_row, q_row,
+            logs + rows, means + rows, (begin + turn % blocks) * queries, start, T, cos, sin, scale,
+            size, width, wide, pairs, queries, keys,
+        )  # fmt: skip
     dk += batch * dk_batch + kv_head * dk_head
     dv += batch * dv_batch + kv_head * dv_head
     scale *= LN2

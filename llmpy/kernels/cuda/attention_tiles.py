@@ -100,6 +100,18 @@ def scores(q1, q2, k1, k2, pairs: tl.constexpr):
     return product
 
 
+@triton.jit
+def whole_blocks(position, keys: tl.constexpr, pairs: tl.constexpr):
+    """How many keys, in blocks, every query from `position` on may see, so that they need no mask.
+
+    With rotary positions all blocks are masked: turning them takes the registers of a second loop.
+    """
+    if pairs == "none":
+        return (position + 1) // keys * keys
+    else:
+        return 0
+
+
 def shape(head_size: int, rope: tuple[DeviceArray, DeviceArray, bool] | None) -> dict[str, Any]:
     """The constants of the kernels that say how a head is read; a product is at least 16 deep."""
     if rope is None:
