@@ -64,7 +64,7 @@ class DeviceArray:
         keys = key if isinstance(key, tuple) else (key,)
         if Ellipsis in keys:
             at = keys.index(Ellipsis)
-            keys = keys[:at] + (slice(None),) * (self.ndim - len(keys) + 1) + keys[at + 1 :]
+            keys = keys[:at] + (slice(None),) * (self.ndim - len(keys) + keys.count(None) + 1) + keys[at + 1 :]
         if None in keys:
             return self._with_axes(keys)
         if len(keys) > self.ndim:

@@ -1,7 +1,7 @@
 """Attention of one new query per sequence to its cache of keys and values, split over the context.
 
-A sequence alone would occupy a few programs: the context is cut into spans, each with a softmax of its own, and a second
-kernel adds them up in order (Dao et al. 2023, Flash-Decoding). The grid is that of a full cache, and where a
+A sequence alone would occupy few programs. So the context is cut into spans, each with a softmax of its own, and a
+second kernel adds them up in order (Dao et al. 2023, Flash-Decoding). The grid is that of a full cache, and where a
 sequence is comes from the device: one captured CUDA graph serves every position.
 """
 
@@ -109,8 +109,10 @@ def attention_decode(
     slots: DeviceArray | None = None,
 ) -> None:
     """q [S, NH, hs] of the newest tokens, caches [slots, T, NKV, hs], positions int32 [S] -> y [S, NH, hs] over keys
-    0..position of the caches slots int32 [S]; None: of the first S. The caches may be views of any strides, and bfloat16
-    while q is float32."""
+    0..position of the caches slots int32 [S]; None: of the first S.
+
+    The caches may be views of any strides, and bfloat16 while q is float32.
+    """
     S, NH, hs = q.shape
     T, NKV = k_cache.shape[1:3]
     constants = spans_of(T, hs, NH // NKV)

@@ -120,7 +120,7 @@ class Decode:
             else:
                 linear(hidden, x, v.fc, v.fcb, self._norm(v, "ln2"), with_gelu=True)
                 add_linear(x, parts, hidden, v.fcproj, v.fcprojb)
-        linear(a["logits"], x, w.head[: c.vocab_size], norm=self._norm(w, "lnf"))
+        linear(a["logits"], x, w.head[: c.vocab_size], None, self._norm(w, "lnf"))
 
     def _norm(self, w: Any, name: str) -> Norm:
         eps = getattr(self.config, "norm_eps", LAYERNORM_EPS)

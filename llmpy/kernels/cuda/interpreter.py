@@ -26,12 +26,10 @@ _patch_tensor, _patch_language = triton_interpreter._patch_lang_tensor, triton_i
 class Pointer:
     """An array as the interpreter wants its arguments: like a tensor of PyTorch, its storage on the host."""
 
-    def __init__(self, array: DeviceArray | None) -> None:
-        self.array = array
-        self.dtype = None if array is None else array.dtype
+    def __init__(self, array: DeviceArray) -> None:
+        self.array, self.dtype = array, array.dtype
 
     def data_ptr(self) -> int:
-        assert self.array is not None
         return self.array.address
 
     def untyped_storage(self) -> Pointer:
@@ -44,20 +42,18 @@ class Pointer:
         assert other.data_ptr() == self.data_ptr()
 
     def new_empty(self, size: int, device: str) -> Pointer:
-        return Pointer(None)
+        return Pointer(self.array)
 
     def set_(self, storage: Pointer, offset: int, size: Any, stride: Any) -> None:
-        self.array, self.dtype = storage.array, storage.dtype
+        """It is there already: the storage is that of the first argument at this address, perhaps of another type."""
 
     def storage_offset(self) -> int:
         return 0
 
     def size(self) -> tuple[int, ...]:
-        assert self.array is not None
         return self.array.shape
 
     def stride(self) -> tuple[int, ...]:
-        assert self.array is not None
         return self.array.strides
 
 

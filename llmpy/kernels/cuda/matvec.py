@@ -48,9 +48,6 @@ class Norm:
         return self.parts, self.gain, self.shift, self.eps
 
 
-NO_NORM = (None, None, None, 0.0)
-
-
 def configuration(
     outputs: int, narrow: bool, quantized: bool = False, interpreted: bool = INTERPRETED
 ) -> dict[str, int]:
@@ -77,16 +74,16 @@ def linear(
     y: DeviceArray,
     x: DeviceArray,
     w: DeviceMatrix,
-    b: DeviceArray | None = None,
-    norm: Norm | None = None,
+    b: DeviceArray | None,
+    norm: Norm,
     with_gelu: bool = False,
 ) -> None:
-    """y [S, OC] = x [S, C] w^T + b of float32, of the norm of x where there is one; its GELU `with_gelu`."""
+    """y [S, OC] = norm(x) [S, C] w^T + b of float32; its GELU `with_gelu`."""
     (S, C), OC = x.shape, w.shape[0]
     options = _options(w, OC)
     grid = cdiv(OC, options["bn"]), cdiv(S, SEQUENCES)
     launch(
-        _linear, grid, y, x, *w.layout, b, *_norm(norm), S, C, OC, with_gelu=with_gelu, **_norm_options(norm, C),
+        _linear, grid, y, x, *w.layout, b, *norm.arguments, S, C, OC, with_gelu=with_gelu, **_norm_options(norm, C),
         **options,
     )  # fmt: skip
 
@@ -158,7 +155,8 @@ def embed(
 
 
 def embed_rows(x: DeviceArray, weights: Any, tokens: np.ndarray, positions: np.ndarray) -> None:
-    """x [T, C] = the embeddings, by weights that `upload_weights` gave, of tokens int32 [T] of the host at positions int32 [T]."""
+    """x [T, C] = the embeddings of tokens int32 [T] of the host at positions int32 [T], by the weights of
+    `upload_weights`."""
     T = len(tokens)
     placed = scratch("tokens", 2 * T, dtype=np.int32)
     placed[...] = np.concatenate([tokens, positions])
@@ -174,12 +172,8 @@ def _pairs(options: dict[str, int]) -> dict[str, int]:
     return options | {"bn": max(options["bn"], 16), "num_warps": 4}
 
 
-def _norm(norm: Norm | None) -> tuple[Any, ...]:
-    return NO_NORM if norm is None else norm.arguments
-
-
-def _norm_options(norm: Norm | None, channels: int) -> dict[str, int]:
-    return {"part": part_of(channels), "most_parts": 1 if norm is None else norm.parts.shape[2]}
+def _norm_options(norm: Norm, channels: int) -> dict[str, int]:
+    return {"part": part_of(channels), "most_parts": norm.parts.shape[2]}
 
 
 # ---- on the device -------------------------------------------------------------------------------------------------
@@ -272,9 +266,7 @@ def _linear(
 ):  # fmt: skip
     row, there = _rows(S, bs)
     n = tl.program_id(0) * bn + tl.arange(0, bn)
-    mean, scale = 0.0, 0.0
-    if parts is not None:
-        mean, scale = _moments(parts, row, there, C, eps, shift is not None, part, most_parts)
+    mean, scale = _moments(parts, row, there, C, eps, shift is not None, part, most_parts)
     last = tl.minimum(n, OC - 1)
     total = _products(x, w, scales, stride, scale_stride, last, row, there, C, gain, shift, mean, scale, bs, bn, bk)
     if b is not None:

@@ -48,7 +48,7 @@ def norms():
 
 def others():
     for dtype in ("bf16", "fp32"):
-        for H in (172, 11008):
+        for H in (256, 11008):
             block = row_tile(min(H, swiglu.COLUMNS))
             yield in_rows(f"swiglu_forward-{H}", swiglu._forward, block, dtype)
             yield in_rows(f"swiglu_backward-{H}", swiglu._backward, block, dtype)

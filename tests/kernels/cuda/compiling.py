@@ -35,7 +35,8 @@ class Case:
     `signature` has Triton's types ("*bf16", "i32", "fp32"); the kernel's other arguments are in `constants` (so is an
     argument that is always 1, such as the stride of a last axis: a launch makes it a constant). `aligned` names
     the addresses and numbers that 16 divides; `options` are num_warps and num_stages. A kernel that is configured by
-    the capability has a case for each, under one name.
+    the capability has a case for each, under one name. `tensor_cores` may name the instruction: products of fewer than
+    64 rows are "HMMA" everywhere.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Case:
     constants: dict[str, Any] = field(default_factory=dict)
     aligned: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
-    tensor_cores: bool = False
+    tensor_cores: bool | str = False
     capabilities: tuple[int, ...] = CAPABILITIES
 
 

@@ -25,5 +25,6 @@ def test_compiles_well(reports, name):
     assert report["shared"] <= compiling.SHARED_LIMIT[capability]
     assert report["tensor_memory"] <= compiling.TENSOR_MEMORY_LIMIT
     if case.tensor_cores:
-        wanted = compiling.TENSOR_CORES[capability]
+        named = isinstance(case.tensor_cores, str)
+        wanted = (case.tensor_cores,) if named else compiling.TENSOR_CORES[capability]
         assert any(report["sass"].get(name) for name in wanted), f"no {' or '.join(wanted)} among its instructions"

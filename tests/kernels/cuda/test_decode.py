@@ -31,7 +31,7 @@ CONFIGS = {
     "halves and biases": replace(LLAMA, rope_interleaved=False, qkv_bias=True, head_size=20, tied=True),
     "wide": replace(WIDE, channels=160, layers=1),  # the residual stream in several parts
 }
-PLACES = [([0], [0]), ([1], [39]), ([4, 0, 2], [0, 39, 33]), (range(18), range(18))]
+PLACES = [([0], [0]), ([1], [39]), ([4, 0, 2], [0, 39, 33])]
 
 
 def weights_of(config, scale=0.3):
@@ -83,6 +83,10 @@ def check(weights, slots, positions, tolerance, dtype=np.float32, narrow=1e-5):
 @pytest.mark.parametrize(("slots", "positions"), PLACES)
 def test_it_agrees_with_the_reference(config, slots, positions):
     check(weights_of(config), slots, positions, 3e-6)
+
+
+def test_more_sequences_than_a_program_has():
+    check(weights_of(replace(LLAMA, layers=1)), range(18), range(18), 3e-6)
 
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
@@ -217,3 +221,9 @@ def test_copies_that_overlap():
     cuda.copy(placed[3:3], placed[:0])
     array[:8, :4] = array[2:, 2:].copy()
     np.testing.assert_array_equal(placed.numpy(), array)
+
+
+@pytest.mark.parametrize("key", [None, (slice(1, 3), None), (None, 2, ..., slice(0, 2), None), (0, None, 1, None)])
+def test_axes_of_length_1(key):
+    array = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    np.testing.assert_array_equal(DeviceArray.of(array)[key].numpy(), array[key])

@@ -1,0 +1,83 @@
+"""Attention for every head size that models have, as each GPU is to run it."""
+
+from llmpy.kernels.cuda.attention import _forward, configuration
+from llmpy.kernels.cuda.attention_backward import (
+    _backward_keys,
+    _backward_queries,
+    _copy,
+    configuration_keys,
+    configuration_queries,
+)
+from llmpy.kernels.cuda.attention_decode import _spans, _together, spans_of
+from llmpy.kernels.cuda.attention_tiles import shape
+from tests.kernels.cuda.compiling import CAPABILITIES, Case
+
+ACTIVATIONS = {"y", "q", "k", "v", "dq", "dk", "dv", "dy", "to", "x"}
+FLOATS = {"lse", "logs", "means", "sums", "tops", "totals", "cos", "sin"}
+INTEGERS = {"positions", "slots"}
+TRAINING = ((_forward, configuration), (_backward_queries, configuration_queries), (_backward_keys, configuration_keys))
+
+
+def signature(kernel, dtype):
+    """By the names of its arguments; an address, and what tells rows apart, is always a multiple of 16."""
+    types = {}
+    for name in kernel.arg_names:
+        if name in ACTIVATIONS:
+            types[name] = f"*{dtype}"
+        elif name in FLOATS:
+            types[name] = "*fp32"
+        elif name in INTEGERS:
+            types[name] = "*i32"
+        else:
+            types[name] = "fp32" if name == "scale" else "i32"
+    steps = ("_batch", "_row", "_head", "_slot")
+    aligned = tuple(n for n, kind in types.items() if kind.startswith("*") or n.endswith(steps) or n == "padded")
+    return {"signature": types, "aligned": aligned}
+
+
+def case(kernel, name, constants, capability, dtype="bf16", tensor_cores=True, **options):
+    for option in ("num_warps", "num_stages"):
+        if option in constants:
+            options[option] = constants.pop(option)
+    return Case(
+        name=f"{kernel.__name__.strip('_')}-{name}-{dtype}",
+        kernel=kernel,
+        constants=constants,
+        options=options,
+        tensor_cores=dtype == "bf16" and tensor_cores,
+        capabilities=(capability,),
+        **signature(kernel, dtype),
+    )
+
+
+def training(head_size, capability, dtype="bf16", rope=None, grouped=False):
+    """The three kernels; `rope` says whether pairs are neighbours."""
+    name = f"{head_size}{'' if rope is None else '-neighbours' if rope else '-halves'}{'-grouped' if grouped else ''}"
+    constants = shape(head_size, None if rope is None else ("cos", "sin", rope)) | ({} if grouped else {"group": 1})
+    return [
+        case(
+            kernel, name, constants | table(head_size, dtype == "bf16", capability, rope is not None), capability, dtype
+        )
+        for kernel, table in TRAINING
+    ]
+
+
+def decoding(head_size, group, capability, dtype="bf16"):
+    constants = spans_of(2048, head_size, group)
+    block, name = constants.pop("block"), f"{head_size}-{group}"
+    together = {name: constants[name] for name in ("size", "wide", "span", "spans")} | {"block": block}
+    return [
+        case(_spans, name, constants | {"chosen": True}, capability, dtype, "HMMA", num_warps=4, num_stages=2),
+        case(_together, name, together, capability, dtype, tensor_cores=False, num_warps=4),
+    ]
+
+
+CASES = [
+    *(made for hs in (64, 80, 96, 128) for capability in CAPABILITIES for made in training(hs, capability)),
+    *(made for hs in (64, 128) for rope in (True, False) for made in training(hs, 90, rope=rope, grouped=True)),
+    *(made for hs in (64, 128) for made in training(hs, 90, "fp32")),
+    *training(256, 90),
+    *(made for capability in CAPABILITIES for made in decoding(128, 4, capability)),
+    *(made for dtype in ("bf16", "fp32") for made in decoding(64, 1, 90, dtype)),
+    case(_copy, "64", {"size": 64, "wide": 64, "rows": 64}, 90, tensor_cores=False),
+]
