@@ -61,6 +61,11 @@ class Product:
         """The operands are as tensor cores take them."""
         return self.a_type == self.b_type == "bfloat16"
 
+    @property
+    def is_rough(self) -> bool:
+        """The rows of an operand begin anywhere, and so cannot be read in the widest loads."""
+        return self.a_stride % 16 != 0 or self.b_stride % 16 != 0 or self.alignment < 16
+
 
 def describe(
     c: DeviceArray,

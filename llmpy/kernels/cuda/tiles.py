@@ -54,6 +54,7 @@ FLOAT32 = (  # no tensor cores: they have no float32
     (Tiles(64, 64, 16, 8, 3), 0.75),
     (Tiles(64, 32, 16, 4, 3), 0.5),
 )
+ROUGH = ((Tiles(64, 64, 32, 8, 3), 0.2),)  # numbers come one by one, through registers: room for few
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16)
 DEEPEST = 1024  # numbers of depth that a part must have at least: less is not worth a second kernel
 # Multiprocessors of the largest card of an architecture.
@@ -62,8 +63,10 @@ PROCESSORS = {(8, 0): 108, (8, 6): 84, (8, 9): 142, (9, 0): 132, (10, 0): 148, (
 SECOND_KERNEL = 10.0
 
 
-def table(capability: tuple[int, int], is_bfloat16: bool) -> tuple[tuple[Tiles, float], ...]:
+def table(capability: tuple[int, int], is_bfloat16: bool, is_rough: bool = False) -> tuple[tuple[Tiles, float], ...]:
     """Tiles that fit the shared memory of an architecture, with their speed."""
+    if is_rough:
+        return ROUGH
     if not is_bfloat16:
         return FLOAT32
     if capability[0] in (9, 10):
@@ -75,7 +78,7 @@ def candidates(product: Product, capability: tuple[int, int]) -> list[Tiles]:
     """What is worth trying for a product, the best guess first: what is guessed to take up to twice its time."""
     rated = sorted(
         (_time(product, tiles._replace(parts=parts), speed, capability), tiles._replace(parts=parts))
-        for tiles, speed in table(capability, product.is_bfloat16)
+        for tiles, speed in table(capability, product.is_bfloat16, product.is_rough)
         for parts in PARTS
         if parts == 1 or (may_split(product) and product.K >= parts * DEEPEST)
     )

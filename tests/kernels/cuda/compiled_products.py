@@ -1,7 +1,7 @@
 from llmpy.kernels.cuda import classifier, column_sums
 from llmpy.kernels.cuda.gemm import GROUP, add_parts, multiply_tile, slices
 from llmpy.kernels.cuda.product import BIAS, BIAS_GELU, BIAS_RESIDUAL, GELU_GRADIENT, NN, NOTHING, NT, TN
-from llmpy.kernels.cuda.tiles import table
+from llmpy.kernels.cuda.tiles import ROUGH, table
 from tests.kernels.cuda.compiling import CAPABILITIES, Case
 
 NUMBERS = ("M", "N", "K", "a_rows", "a_depth", "c_columns", "part_depth", "a_stride", "b_stride", "c_stride")
@@ -19,13 +19,19 @@ FORMS = {
 HEAVIEST = "dx-gelu"  # in registers
 
 
-def product(form, tiles, capability, operands="bf16", whole=True):
-    """A tile of a model whose sizes 16 divides; or, if not `whole`, of any sizes."""
+def product(form, tiles, capability, operands="bf16", whole=True, odd=None):
+    """A tile of a model whose sizes 16 divides; or one where they are anything, or but for those named `odd`."""
+
+    def aligned(name):
+        return name.startswith("part") or (name != odd if whole or odd else name in types)
+
     layout, epilogue, result, accumulate = FORMS[form]
     result = result if operands == "bf16" else "fp32"
     types = {"c": f"*{result}", "a": f"*{operands}", "b": f"*{operands}", "bias": "*fp32", "extra": f"*{result}"}
     return Case(
-        name="-".join([form, operands, *(str(size) for size in tiles[:3]), *([] if whole else ["any"])]),
+        name="-".join(
+            [form, operands, *(str(size) for size in tiles[:3]), *([] if whole else [f"odd-{odd or 'rows'}"])]
+        ),
         kernel=multiply_tile,
         signature={**types, **dict.fromkeys((*NUMBERS, "extra_stride"), "i32")},
         constants={
@@ -41,7 +47,7 @@ def product(form, tiles, capability, operands="bf16", whole=True):
             "block_n": tiles.block_n,
             "block_k": tiles.block_k,
         },
-        aligned=(*types, *((*NUMBERS, "extra_stride") if whole else ("part_depth",))),
+        aligned=tuple(name for name in (*types, *NUMBERS, "extra_stride") if aligned(name)),
         options={"num_warps": tiles.warps, "num_stages": tiles.stages},
         tensor_cores=operands == "bf16",
         capabilities=(capability,),
@@ -55,7 +61,12 @@ def products():
         yield from (product(HEAVIEST, tiles, capability) for tiles, _ in others)
     for form in (HEAVIEST, "dx", "dw-added"):
         yield from (product(form, tiles, 90, "fp32") for tiles, _ in table((9, 0), False))
-    yield product("bias", table((9, 0), True)[0][0], 90, whole=False)
+    largest = table((9, 0), True)[0][0]
+    for form, odd in (("logits", "N"), ("dx", "K"), ("dw-added", "M")):  # as the vocabulary of GPT-2 is
+        yield product(form, largest, 90, whole=False, odd=odd)
+    for form in ("bias", HEAVIEST):
+        yield product(form, ROUGH[0][0], 90, whole=False)
+    yield product("bias", ROUGH[0][0], 90, "fp32", whole=False)
     for tiles, _ in table((8, 9), True)[:3]:
         yield product(HEAVIEST, tiles, 89)
 
@@ -78,7 +89,11 @@ def column_sums_cases():
     chosen = column_sums.configuration(65536, 3072)
     warps = {"num_warps": chosen["num_warps"]}
     for dtype in ("fp32", "bf16"):
-        signature = {"sums": "*fp32", "x": f"*{dtype}", **dict.fromkeys(("rows", "columns", "stride", "piece_rows"), "i32")}
+        signature = {
+            "sums": "*fp32",
+            "x": f"*{dtype}",
+            **dict.fromkeys(("rows", "columns", "stride", "piece_rows"), "i32"),
+        }
         blocks = {name: chosen[name] for name in ("block_rows", "block_columns")}
         yield Case(f"column-sums-{dtype}", column_sums.sum_pieces, signature, blocks, tuple(signature), warps)
     signature = {"y": "*fp32", "sums": "*fp32", "pieces": "i32", "columns": "i32"}

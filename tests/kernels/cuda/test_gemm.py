@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from llmpy.kernels.cuda import gemm as module
 from llmpy.kernels.cuda.column_sums import add_column_sums
 from llmpy.kernels.cuda.gemm import add_up, gemm
 from llmpy.kernels.cuda.product import COLUMN_SUMS, NN, NT, TN, Product, describe
-from llmpy.kernels.cuda.tiles import FLOAT32, LARGE, MEDIUM, SMALL, Tiles, candidates, guess, may_split, table
+from llmpy.kernels.cuda.tiles import FLOAT32, LARGE, MEDIUM, ROUGH, SMALL, Tiles, candidates, guess, may_split, table
 from tests.kernels.cuda.products import FORMS, LAYOUTS, Case, seen
 from tests.kernels.numerics import BFLOAT16, NARROW, Arrays, assert_agree
 
@@ -124,9 +126,10 @@ def test_adding_up(arrays):
 
 def product_of(form, M, N, K, dtype=BFLOAT16):
     """Described without memory: the shapes of a real model."""
-    layout, epilogue, biased, accumulate, wide = FORMS[form]
+    layout, epilogue, biased, accumulate, _wide = FORMS[form]
     small = Case(Arrays(), form, 1, 1, 1, dtype).product
     a_stride, b_stride = (M, N) if layout == TN else (K, K if layout == NT else N)
+    a_stride += -a_stride % 64  # as padded logits are
     return Product(
         layout, M, N, K, small.a_type, small.b_type, small.c_type, a_stride, b_stride, N, 256, accumulate, epilogue,
         biased, small.extra_type, N if small.extra_type else 0,
@@ -157,6 +160,12 @@ def test_a_large_product_takes_the_fastest_tiles():
 def test_a_small_product_takes_small_tiles():
     best = candidates(product_of("bias", 128, 768, 768), (9, 0))[0]
     assert best.block_m * best.block_n < 128 * 128
+
+
+def test_rows_that_begin_anywhere_take_tiles_of_their_own():
+    padded = product_of("dx", 4096, 768, 50257)
+    assert candidates(padded, (9, 0))[0].block_k == LARGE[0][0].block_k
+    assert candidates(replace(padded, a_stride=50257), (9, 0))[0].block_k == ROUGH[0][0].block_k
 
 
 @pytest.mark.parametrize(("capability", "limit"), [((8, 0), 166_912), ((8, 9), 101_376), ((9, 0), 232_448)])

@@ -1,13 +1,10 @@
 """Linear layers and the classifier as a run in bfloat16 calls them; their other tests are those of all backends."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 pytest.importorskip("triton")
 
-from llmpy.blocks import BF16, F32
 from llmpy.kernels import cuda
 from tests.kernels.cuda.products import seen
 from tests.kernels.numerics import BFLOAT16, NARROW, compare
@@ -50,16 +47,11 @@ def test_linear_backward(halves, N, C, OC, form, accumulate):
     compare(KERNELS, "linear_backward", *arguments, accumulate=accumulate, floor=2e-6, **tolerance)
 
 
-@pytest.mark.parametrize("stored", ["Weight", "bfloat16 matrix", "float32 matrix"])
-def test_weights_however_they_are_kept(halves, stored):
-    x, w = halves.acts(9, 40), halves.normal(33, 40, dtype=np.float32 if "float32" in stored else BFLOAT16)
+def test_a_weight_as_the_optimizer_keeps_it(halves):
+    x, w = halves.acts(9, 40), halves.normal(33, 40, dtype=BFLOAT16)
     expected, y = halves.empty_acts(9, 33), halves.empty_acts(9, 33)
     KERNELS.linear_forward(expected, x, w)
-    if stored == "Weight":
-        weight = cuda.Weight(seen(w.reshape(-1)), 33, 40)
-    else:
-        weight = SimpleNamespace(kind=F32 if "float32" in stored else BF16, shape=(33, 40), data=seen(w.view(np.uint8)))
-    KERNELS.linear_forward(y, x, weight)
+    KERNELS.linear_forward(y, x, cuda.Weight(seen(w.reshape(-1)), 33, 40))
     np.testing.assert_array_equal(y, expected)
 
 
