@@ -27,7 +27,7 @@ BLACKWELL: dict[str, Blocks] = {  # of servers, whose sums have a memory of thei
 }
 # What has no products straight from shared memory, and as little as 99 KB of that: 8.0 to 8.9, and 12.0.
 OTHERS: dict[str, Blocks] = {
-    "forward": {64: (128, 64, 3), 127: (128, 32, 2), 128: (128, 64, 2), 256: (64, 32, 2)},
+    "forward": {64: (128, 64, 3), 127: (128, 32, 2), 128: (128, 64, 3), 256: (64, 32, 2)},
     "forward turned": {64: (128, 64, 2), 128: (128, 32, 2), 256: (32, 32, 2)},
     "queries": {64: (128, 64, 3), 128: (64, 64, 2), 256: (32, 32, 2)},
     "queries turned": {64: (128, 32, 2), 128: (32, 32, 2), 256: (16, 16, 1)},

@@ -52,7 +52,8 @@ def training(head_size, capability, dtype="bf16", rope=None, grouped=False):
     made = []
     for part, kernel in TRAINING:
         blocks = configuration(part, head_size, dtype == "bf16", capability, rope is not None)
-        made.append(case(kernel, name, constants | blocks, capability, dtype))
+        rows = blocks["keys" if part == "keys" else "queries"]
+        made.append(case(kernel, name, constants | blocks, capability, dtype, rows >= 64 or "HMMA"))
     return made
 
 
