@@ -7,13 +7,13 @@ what was added up before is scaled when a larger score comes. Scores count in po
 from __future__ import annotations
 
 from math import log2, sqrt
-from typing import Any
 
 import triton
 import triton.language as tl
 
 from llmpy.kernels.cuda import device
 from llmpy.kernels.cuda.array import DeviceArray
+from llmpy.kernels.cuda.attention_blocks import configuration
 from llmpy.kernels.cuda.attention_tiles import LN2, rows_of, scores, shape, store_rows, tiles, whole_blocks
 from llmpy.kernels.cuda.launch import cdiv, launch
 
@@ -78,19 +78,12 @@ def _forward(
     tl.store(lse + row, (top + tl.math.log2(total)) * LN2, mask=row < Tq - first)
 
 
-def configuration(head_size: int, narrow: bool, capability: int, rope: bool = False) -> dict[str, int]:
-    """The block of queries and of keys, warps and stages of the forward pass; `narrow` means bfloat16."""
-    if not narrow:
-        return {"queries": 64, "keys": 32, "num_warps": 4, "num_stages": 2}
-    return {"queries": 128, "keys": 64, "num_warps": 8, "num_stages": 3}
-
-
-def chosen(table: Any, q: DeviceArray, rope: Rope | None) -> dict[str, int]:
-    """What a table of configurations has for the device of this process."""
+def chosen(part: str, q: DeviceArray, rope: Rope | None) -> dict[str, int]:
+    """The configuration of a kernel for the device of this process."""
     if device.INTERPRETED:
         return {"queries": 128, "keys": 128}
     major, minor = device.current().capability
-    return table(q.shape[-1], q.dtype.itemsize == 2, 10 * major + minor, rope is not None)
+    return configuration(part, q.shape[-1], q.dtype.itemsize == 2, 10 * major + minor, rope is not None)
 
 
 def strides(x: DeviceArray) -> tuple[int, int, int]:
@@ -113,7 +106,7 @@ def attention_forward(
     """
     (B, Tq, NH, hs), (_, T, NKV, _) = q.shape, k.shape
     cos, sin = (q, q) if rope is None else rope[:2]
-    options = chosen(configuration, q, rope)
+    options = chosen("forward", q, rope)
     launch(
         _forward, (cdiv(Tq, options["queries"]), B * NH), y, lse, q, k, v, cos, sin, Tq, T, NH, NH // NKV,
         *strides(y), *strides(q), *strides(k), *strides(v), score_scale(hs), **shape(hs, rope), **options,

@@ -176,20 +176,6 @@ def _copy(
     store_rows(to + batch * to_batch + head * to_head, value, first, to_row, T - first, size, rows, wide)
 
 
-def configuration_queries(head_size: int, narrow: bool, capability: int, rope: bool = False) -> dict[str, int]:
-    """The block of queries and of keys, warps and stages of the kernel of dq; `narrow` means bfloat16."""
-    if not narrow:
-        return {"queries": 32, "keys": 32, "num_warps": 4, "num_stages": 1}
-    return {"queries": 128, "keys": 64, "num_warps": 8, "num_stages": 3}
-
-
-def configuration_keys(head_size: int, narrow: bool, capability: int, rope: bool = False) -> dict[str, int]:
-    """The same of the kernel of dk and dv."""
-    if not narrow:
-        return {"queries": 32, "keys": 32, "num_warps": 4, "num_stages": 1}
-    return {"queries": 64, "keys": 128, "num_warps": 8, "num_stages": 2}
-
-
 def attention_backward(
     dq: DeviceArray,
     dk: DeviceArray,
@@ -214,13 +200,13 @@ def attention_backward(
     # The second kernel reads all of q: where dq is q, it waits beside it.
     made = scratch("attention dq", B, T, NH, hs, dtype=q.dtype) if dq.address == q.address else dq
     constants, scale = shape(hs, rope), score_scale(hs)
-    options = chosen(configuration_queries, q, rope)
+    options = chosen("queries", q, rope)
     launch(
         _backward_queries, (cdiv(T, options["queries"]), B * NH),
         made, means, logs, dy, q, k, v, y, lse, cos, sin, T, padded, NH, NH // NKV,
         *strides(made), *strides(dy), *strides(q), *strides(k), *strides(v), *strides(y), scale, **constants, **options,
     )  # fmt: skip
-    options = chosen(configuration_keys, q, rope)
+    options = chosen("keys", q, rope)
     launch(
         _backward_keys, (cdiv(T, options["keys"]), B * NKV),
         dk, dv, means, logs, dy, q, k, v, cos, sin, T, padded, NKV, NH // NKV,

@@ -1,13 +1,8 @@
 """Attention for every head size that models have, as each GPU is to run it."""
 
-from llmpy.kernels.cuda.attention import _forward, configuration
-from llmpy.kernels.cuda.attention_backward import (
-    _backward_keys,
-    _backward_queries,
-    _copy,
-    configuration_keys,
-    configuration_queries,
-)
+from llmpy.kernels.cuda.attention import _forward
+from llmpy.kernels.cuda.attention_backward import _backward_keys, _backward_queries, _copy
+from llmpy.kernels.cuda.attention_blocks import configuration
 from llmpy.kernels.cuda.attention_decode import _spans, _together, spans_of
 from llmpy.kernels.cuda.attention_tiles import shape
 from tests.kernels.cuda.compiling import CAPABILITIES, Case
@@ -15,7 +10,7 @@ from tests.kernels.cuda.compiling import CAPABILITIES, Case
 ACTIVATIONS = {"y", "q", "k", "v", "dq", "dk", "dv", "dy", "to", "x"}
 FLOATS = {"lse", "logs", "means", "sums", "tops", "totals", "cos", "sin"}
 INTEGERS = {"positions", "slots"}
-TRAINING = ((_forward, configuration), (_backward_queries, configuration_queries), (_backward_keys, configuration_keys))
+TRAINING = (("forward", _forward), ("queries", _backward_queries), ("keys", _backward_keys))
 
 
 def signature(kernel, dtype):
@@ -54,12 +49,12 @@ def training(head_size, capability, dtype="bf16", rope=None, grouped=False):
     """The three kernels; `rope` says whether pairs are neighbours."""
     name = f"{head_size}{'' if rope is None else '-neighbours' if rope else '-halves'}{'-grouped' if grouped else ''}"
     constants = shape(head_size, None if rope is None else ("cos", "sin", rope)) | ({} if grouped else {"group": 1})
-    return [
-        case(
-            kernel, name, constants | table(head_size, dtype == "bf16", capability, rope is not None), capability, dtype
-        )
-        for kernel, table in TRAINING
-    ]
+    made = []
+    for part, kernel in TRAINING:
+        blocks = configuration(part, head_size, dtype == "bf16", capability, rope is not None)
+        rows = blocks["keys" if part == "keys" else "queries"]
+        made.append(case(kernel, name, constants | blocks, capability, dtype, rows >= 64 or "HMMA"))
+    return made
 
 
 def decoding(head_size, group, capability, dtype="bf16"):
