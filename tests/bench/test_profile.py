@@ -25,7 +25,7 @@ def call(backend, rows=4):
     return y2
 
 
-@pytest.mark.parametrize("backend", kernels.BACKENDS)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_calls_are_passed_on_and_recorded(backend):
     observed = ProfiledKernels(kernels.load(backend))
     np.testing.assert_array_equal(call(observed), call(kernels.load(backend)))
