@@ -1,8 +1,9 @@
 """How attention's kernels divide their work on each kind of GPU.
 
 The largest blocks of those that were compiled without a register spilled, within the memory of the card: they reuse
-most. Rotary positions that are made inside ("turned") take registers, so that blocks are smaller there. In float32,
-dq spills a few from head size 128 on with rotary positions, and at 256. Not yet timed.
+most. Rotary positions that are made inside ("turned") take registers, so that blocks are smaller there. A few are
+spilled all the same: in dq in float32 from head size 128 on where turned, and at 256; in the backward pass at 256
+where turned; in dk and dv at 128 on 12.0. Not yet timed.
 """
 
 from __future__ import annotations
