@@ -1,7 +1,9 @@
 """How attention's kernels divide their work on each kind of GPU.
 
 The largest blocks of those that were compiled without a register spilled, within the memory of the card: they reuse
-most. Rotary positions that are made inside ("turned") take registers, so that blocks are smaller there. Not yet timed.
+most. Rotary positions that are made inside ("turned") take registers, so that blocks are smaller there. A few are
+spilled all the same: in dq in float32 from head size 128 on where turned, and at 256; in the backward pass at 256
+where turned; in dk and dv at 128 on 12.0. Not yet timed.
 """
 
 from __future__ import annotations
@@ -36,8 +38,11 @@ OTHERS: dict[str, Blocks] = {
 }
 FLOAT32: dict[str, Blocks] = {  # on every card: without tensor cores
     "forward": {64: (32, 32, 1), 256: (16, 16, 1)},
+    "forward turned": {64: (32, 32, 1), 256: (16, 16, 1)},
     "queries": {64: (32, 32, 1), 256: (16, 16, 1)},
-    "keys": {64: (32, 32, 1), 128: (32, 32, 1), 256: (16, 16, 1)},
+    "queries turned": {64: (32, 32, 1), 256: (16, 16, 1)},
+    "keys": {128: (32, 32, 1), 256: (16, 16, 1)},
+    "keys turned": {64: (32, 32, 1), 128: (32, 16, 1), 256: (16, 16, 1)},
 }
 
 
@@ -46,10 +51,7 @@ def configuration(part: str, head_size: int, narrow: bool, capability: int, rope
 
     `narrow` means bfloat16; capability is 90 for Hopper's 9.0; rope: whether q and k are turned as they are read.
     """
-    if not narrow:
-        sizes = FLOAT32[part]
-    else:
-        card = BLACKWELL if 100 <= capability < 120 else HOPPER if 90 <= capability < 100 else OTHERS
-        sizes = card[f"{part} turned" if rope else part]
+    card = BLACKWELL if 100 <= capability < 120 else HOPPER if 90 <= capability < 100 else OTHERS
+    sizes = (card if narrow else FLOAT32)[f"{part} turned" if rope else part]
     queries, keys, stages = next(blocks for limit, blocks in sizes.items() if head_size <= limit)
     return {"queries": queries, "keys": keys, "num_warps": WARPS, "num_stages": stages}

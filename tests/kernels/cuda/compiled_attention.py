@@ -67,11 +67,12 @@ def decoding(head_size, group, capability, dtype="bf16"):
     ]
 
 
-CASES = [
-    *(made for hs in (64, 80, 96, 128) for capability in CAPABILITIES for made in training(hs, capability)),
-    *(made for hs in (64, 128) for rope in (True, False) for made in training(hs, 90, rope=rope, grouped=True)),
-    *(made for hs in (64, 128) for made in training(hs, 90, "fp32")),
-    *training(256, 90),
+CASES = [  # 96 is read as 80 is
+    *(made for hs in (64, 80, 128) for capability in CAPABILITIES for made in training(hs, capability)),
+    *training(96, 90),
+    *training(64, 90, rope=True, grouped=True),
+    *training(128, 90, rope=False, grouped=True),
+    *training(64, 90, "fp32"),
     *(made for capability in CAPABILITIES for made in decoding(128, 4, capability)),
     *(made for dtype in ("bf16", "fp32") for made in decoding(64, 1, 90, dtype)),
     case(_copy, "64", {"size": 64, "wide": 64, "rows": 64}, 90, tensor_cores=False),
