@@ -90,11 +90,18 @@ def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
     )  # fmt: skip
     val = validation_loader(data.val, B, T, V)
     check_memory(shape, config)
-    kernels.start(config.backend, config.threads, config.precision)
+    module = kernels.start(config.backend, config.threads, config.precision)
+    if hasattr(module, "set_gemm"):
+        module.set_gemm(config.gemm)
+    elif config.gemm != "auto":
+        raise UserError(
+            f"--gemm {config.gemm} is for a GPU, and this run computes on the {config.backend}: leave it out"
+        )
     model = new_model(
         shape, config.backend, B, T, config.recompute, config.precision, config.stochastic_rounding, config.seed,
         config.dropout,
     )  # fmt: skip
+    model.tune()
     if initial is None and checkpoint is None:
         model.initialize(config.seed)
     elif initial is not None:

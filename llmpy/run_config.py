@@ -179,6 +179,12 @@ class TrainConfig:
         metavar="NAME",
     )
     threads: int | None = _setting("machine", None, "threads to compute with (default: the physical cores)", low=1)
+    gemm: str = _setting(
+        "machine",
+        "auto",
+        "what multiplies matrices on a GPU: cublas (NVIDIA's library), triton (kernels to be read here), or the faster",
+        choices=("auto", "cublas", "triton"),
+    )
     recompute: int = _setting(
         "machine",
         0,

@@ -88,6 +88,12 @@ class Transformer(ABC, Generic[Config]):
                 self.weights = BFloat16Weights(self.kernels, self.parameters, self.arrays, stochastic_rounding, seed)
             self._begin()
 
+    def tune(self) -> None:
+        """On a GPU, finds by timing what each product of training is made by, once on a machine; before there are
+        parameters, for what is in the arrays afterwards means nothing."""
+        if self._step is not None:
+            self._step.tune(partial(self._learn, micro_steps=1, accumulate=True, dropout_key=None))
+
     def initialize(self, seed: int = 42) -> Self:
         """Initial values as the table of parameters says, drawn as PyTorch draws them for this seed."""
         with self.parameters.on_host() as parameters:

@@ -10,6 +10,7 @@ from llmpy.kernels.cuda.attention_decode import attention_decode
 from llmpy.kernels.cuda.card import bfloat16_is_faster, device_name, open_device, peak_flops, room, take
 from llmpy.kernels.cuda.choosing import set_gemm, tuning
 from llmpy.kernels.cuda.classifier import LOGITS_ROWS, classifier_backward, classifier_forward, padded_width
+from llmpy.kernels.cuda.compiling import shown
 from llmpy.kernels.cuda.copies import copy
 from llmpy.kernels.cuda.decode import Decode
 from llmpy.kernels.cuda.device import choose
@@ -71,6 +72,7 @@ __all__ = [
     "rope_backward",
     "rope_forward",
     "set_gemm",
+    "shown",
     "swiglu_backward",
     "swiglu_forward",
     "take",

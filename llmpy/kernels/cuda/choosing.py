@@ -174,15 +174,15 @@ def _missing_library() -> str:
 
 
 def _capability() -> tuple[int, int]:
-    return (9, 0) if device.INTERPRETED else device.current().capability
+    return device.current().capability
 
 
 # ---- the file ------------------------------------------------------------------------------------------------------
 
 
 def _path() -> Path:
-    name = "interpreter" if device.INTERPRETED else device.current().name
-    return cache_dir() / "products" / f"{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}-{_asked}.json"
+    name = re.sub(r"[^A-Za-z0-9]+", "-", device.current().name).strip("-")
+    return cache_dir() / "products" / f"{name}-{_asked}.json"
 
 
 def _versions() -> list:

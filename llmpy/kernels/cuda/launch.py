@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from llmpy.kernels.cuda import device
 from llmpy.kernels.cuda.array import DeviceArray
 
@@ -20,7 +22,10 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
         arguments = tuple(interpreter.Pointer(x) if isinstance(x, DeviceArray) else x for x in arguments)
         for name in ("num_warps", "num_stages"):
             options.pop(name, None)
-    kernel[grid](*arguments, **options)
+        with np.errstate(all="ignore"):  # a GPU makes NaN and infinity without a word
+            kernel[grid](*arguments, **options)
+    else:
+        kernel[grid](*arguments, **options)
 
 
 def cdiv(n: int, block: int) -> int:
