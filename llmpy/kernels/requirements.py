@@ -15,8 +15,17 @@ from pathlib import Path
 from llmpy.errors import UserError
 from llmpy.kernels import probe
 
-EXTRA = 'pip install "llm.py[cuda]"'
-EXTRA_OF_CUDA_12 = 'pip install "llm.py[cuda12]"'  # for drivers that know no CUDA 13
+CLONE = Path(__file__).resolve().parents[2]  # or where packages are installed
+
+
+def install_extra(name: str) -> str:
+    """The command that adds an extra to this installation, from the clone it runs in or by the package's name."""
+    what = f"-e '{CLONE}[{name}]'" if (CLONE / "pyproject.toml").is_file() else f"'llm.py[{name}]'"
+    return f"pip install {what}"
+
+
+EXTRA = install_extra("cuda")
+EXTRA_OF_CUDA_12 = install_extra("cuda12")  # for drivers that know no CUDA 13
 
 
 @dataclass(frozen=True)

@@ -44,13 +44,13 @@ MISSING = [
     ({"driver": None}, "NVIDIA's driver (libcuda.so.1)", "sudo apt install nvidia-driver"),
     ({"driver": probe.Driver((12, 4), problem="system not yet initialized")}, "driver", "'system not yet initialized'"),
     ({"driver": probe.Driver((13, 0))}, "an NVIDIA GPU", "use --device cpu"),
-    ({"modules": ("triton",)}, "Triton", 'pip install "llm.py[cuda]"'),
-    ({"modules": ("cuda.core",)}, "cuda-core", 'pip install "llm.py[cuda]"'),
-    ({"modules": ("cuda.bindings",)}, "cuda-bindings", 'pip install "llm.py[cuda]"'),
+    ({"modules": ("triton",)}, "Triton", requirements.install_extra("cuda")),
+    ({"modules": ("cuda.core",)}, "cuda-core", requirements.install_extra("cuda")),
+    ({"modules": ("cuda.bindings",)}, "cuda-bindings", requirements.install_extra("cuda")),
     (
         {"driver": probe.Driver((12, 8), (CARD,))},
         "cuda-bindings for CUDA 12 (there is 13.1.1)",
-        'pip install "llm.py[cuda12]"',
+        requirements.install_extra("cuda12"),
     ),
     ({"programs": ("gcc", "clang")}, "a C compiler (gcc)", "sudo apt install gcc"),
     ({"header": False}, "Python.h", f"sudo apt install {PYTHON}-dev"),
@@ -127,3 +127,10 @@ def test_a_device_that_there_is_not_is_refused(name):
         kernels.load(name)
     with pytest.raises(UserError, match=f"--device is auto, cpu, cuda, cuda:N or reference, not {name}"):
         TrainConfig(device=name)
+
+
+def test_an_extra_is_added_to_the_clone_or_to_the_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(requirements, "CLONE", tmp_path)
+    assert requirements.install_extra("cuda") == "pip install 'llm.py[cuda]'"
+    (tmp_path / "pyproject.toml").touch()
+    assert requirements.install_extra("cuda") == f"pip install -e '{tmp_path}[cuda]'"

@@ -24,6 +24,7 @@ from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.gemm import gemm
 from llmpy.kernels.cuda.product import COLUMN_SUMS, NOTHING, Product, describe
 from llmpy.kernels.cuda.tiles import Tiles, candidates, guess
+from llmpy.kernels.requirements import EXTRA
 
 GEMMS = ("auto", "cublas", "triton")
 TRIED = 4  # tiles that are tried for a product: each takes seconds to compile, once
@@ -72,7 +73,7 @@ def set_gemm(name: str) -> None:
     if name not in GEMMS:
         raise UserError(f"no matrix products by {name!r}: use {', '.join(GEMMS[:-1])} or {GEMMS[-1]}")
     if name == "cublas" and (missing := _missing_library()):
-        raise UserError(f"cuBLASLt cannot be used ({missing}): pip install 'llm.py[cuda]', or choose triton")
+        raise UserError(f"cuBLASLt cannot be used ({missing}): {EXTRA}, or choose triton")
     _asked, _remembered = name, None
     _ways.clear()
 

@@ -1,8 +1,10 @@
 """Pieces of memory and what is given out of them."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("triton")
 from llmpy.kernels.cuda.arena import ALIGNMENT, Arena
 
 
