@@ -11,7 +11,16 @@ from llmpy import __version__
 from llmpy.bench.machine import cpu_name, memory_bytes, version_of
 from llmpy.kernels import cards, probe
 
-PACKAGES = ("numpy", "triton", "cuda-core", "cuda-bindings", "nvmath-python", "nvidia-cublas", "nvidia-cublas-cu12", "torch")
+PACKAGES = (
+    "numpy",
+    "triton",
+    "cuda-core",
+    "cuda-bindings",
+    "nvmath-python",
+    "nvidia-cublas",
+    "nvidia-cublas-cu12",
+    "torch",
+)
 
 
 def describe() -> dict[str, Any]:

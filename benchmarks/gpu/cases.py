@@ -147,7 +147,12 @@ def _linears(size: str, config: ModelConfig, N: int) -> list[Case]:
         layers = {"qkv": (heads, C), "attproj": (C, C), "fc": (4 * C, C), "fcproj": (C, 4 * C)}
     for name, (OC, IC) in layers.items():
         biased = isinstance(config, GPT2Config)
-        forward = {"y": acts(N, OC, role="out"), "x": acts(N, IC), "w": weight(OC, IC), "b": f32(OC) if biased else None}
+        forward = {
+            "y": acts(N, OC, role="out"),
+            "x": acts(N, IC),
+            "w": weight(OC, IC),
+            "b": f32(OC) if biased else None,
+        }
         if name in ("attproj", "fcproj", "down"):
             forward["residual"] = acts(N, OC)
         if name == "fc":
@@ -190,7 +195,10 @@ def _ropes(size: str, config: LlamaConfig, B: int, T: int) -> list[Case]:
     x = Operand((B, T, turned, hs), role="sum", whole=whole, axis=2)
     angles = {"cos": f32(T, hs // 2), "sin": f32(T, hs // 2), "interleaved": config.rope_interleaved}
     label = f"{B} x {T} x {turned} x {hs}"
-    return [Case("rope_forward", size, label, {"x": x, **angles}), Case("rope_backward", size, label, {"dx": x, **angles})]
+    return [
+        Case("rope_forward", size, label, {"x": x, **angles}),
+        Case("rope_backward", size, label, {"dx": x, **angles}),
+    ]
 
 
 def attention(size: str, B: int, T: int, NH: int, NKV: int, hs: int, rope: bool = False) -> list[Case]:
@@ -229,7 +237,9 @@ def _optimizer(size: str, OC: int, C: int) -> list[Case]:
     g, m, v = f32(OC, C), f32(OC, C, role="sum", scale=0.1), f32(OC, C, role="sum", positive=True)
     copy = Operand((OC, C), "weight", "out")
     return [
-        Case("adamw", size, f"{OC * C}", {"p": f32(OC, C, role="sum"), "g": g, "m": m, "v": v, **ADAMW, "weight": copy}),
+        Case(
+            "adamw", size, f"{OC * C}", {"p": f32(OC, C, role="sum"), "g": g, "m": m, "v": v, **ADAMW, "weight": copy}
+        ),
         Case("global_norm", size, f"{OC * C}", {"g": f32(OC * C)}),
     ]
 

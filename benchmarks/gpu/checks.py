@@ -123,5 +123,7 @@ def _adamw(weight: np.ndarray, p: np.ndarray, **others: Any) -> None:
 def _attended(case: Case, buffers: dict[str, Any]) -> None:
     """y and lse become those of the forward pass, as the backward pass finds them."""
     values = arrays.bound(case, arrays.exact(buffers))
-    _reference(replace(case, operation="attention_forward"))(**{name: values[name] for name in ("y", "lse", "q", "k", "v")})
+    _reference(replace(case, operation="attention_forward"))(
+        **{name: values[name] for name in ("y", "lse", "q", "k", "v")}
+    )
     buffers["y"][...], buffers["lse"][...] = values["y"], values["lse"]

@@ -65,8 +65,22 @@ def _call(case: Case, arguments: dict[str, Any]) -> Callable[[], object]:
     if case.operation == "attention_decode":
         arguments["positions"][...] = arguments["k_cache"].shape[1] - 1  # the cache is full
         return partial(cuda.attention_decode, **arguments)
+    if case.operation == "attention_backward":
+        _attended(arguments)
     ours = matvec.linear if case.label.endswith(STORED) else getattr(cuda, case.operation)
     return partial(ours, **arguments)
+
+
+def _attended(arguments: dict[str, Any]) -> None:
+    """y and lse become those of q, k and v, and the gradients get memory of their own: done again, it gives the same."""
+    given = {name: arguments[name] for name in ("y", "lse", "q", "k", "v", "rope") if name in arguments}
+    cuda.attention_forward(**given)
+    parts = [arguments[name].shape for name in ("q", "k", "v")]
+    B, T, _, hs = parts[0]
+    buffer, start = empty(B, T, sum(part[2] for part in parts), hs, dtype=arguments["q"].dtype), 0
+    for name, part in zip(("dq", "dk", "dv"), parts, strict=True):
+        arguments[name] = buffer[:, :, start : start + part[2]]
+        start += part[2]
 
 
 def _work(case: Case, arguments: dict[str, Any]) -> Work:

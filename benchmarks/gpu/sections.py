@@ -1,0 +1,141 @@
+"""The parts of the benchmark, one after the other, each in processes of its own and within its share of the time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from benchmarks.gpu.budget import Budget
+from benchmarks.gpu.children import Outcome, Task, run
+from benchmarks.gpu.plan import SECTIONS, Plan
+from llmpy.config import from_descriptor
+from llmpy.progress import bar
+
+CHECKING = 6  # processes at most: most of the time goes into compiling, which each does on one core
+
+
+class Sections:
+    """Runs the parts that are asked for; `.result` has what they measured, whatever became of the others."""
+
+    def __init__(self, plan: Plan, only: Iterable[str] = SECTIONS, gemm: str = "cublas", torch: bool = True) -> None:
+        self.plan, self.gemm, self.torch = plan, gemm, torch
+        asked = set(only)
+        self.names = ["card", *(name for name in SECTIONS if name in asked and (torch or name != "peers"))]
+        self.result: dict[str, Any] = {"stopped": []}
+
+    def run(self, show: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
+        """All of them -> the result; `show` is called with the name of each that is done."""
+        budget = Budget(self.plan.seconds, {name: self.plan.shares[name] for name in self.names})
+        self.result["time"] = {name: round(seconds) for name, seconds in budget.divided().items()}
+        for name in self.names:
+            getattr(self, f"_{name}")(budget.begin(name))
+            show(name)
+        return self.result
+
+    def _do(self, what: str, tasks: Sequence[Task], seconds: float, total: float | None = None) -> list[Outcome]:
+        """Tasks at the same time, with a bar; what went wrong is kept."""
+        with bar(what, total, "results") as shown:
+            outcomes = run(tasks, seconds, lambda row: shown.advance(), lambda: shown.advance(0))
+        for outcome in outcomes:
+            if outcome.problem:
+                self.result["stopped"].append(f"{outcome.name}: {outcome.problem}")
+        return outcomes
+
+    def _rows(self, *arguments: Any) -> list[dict[str, Any]]:
+        return [row for outcome in self._do(*arguments) for row in outcome.rows]
+
+    # ---- each of them ----------------------------------------------------------------------------------------------
+
+    def _card(self, seconds: float) -> None:
+        task = Task(
+            "the card's ceilings", "benchmarks.gpu.card:ceilings", self.plan.ceilings | {"flush": self.plan.flush}
+        )
+        rows = self._rows("measuring the card's ceilings", [task], seconds, 2)
+        self.result["ceilings"] = {name: value for row in rows for name, value in row.items()}
+
+    def _checks(self, seconds: float) -> None:
+        """Nothing is timed here: all cores compile, and those of the peers' steps are compiled beside it."""
+        parts = max(1, min(CHECKING, (os.cpu_count() or 1) // 2))
+        tasks = [
+            Task("the checks", "benchmarks.gpu.checks:check", {"sizes": self.plan.checks, "part": i, "parts": parts})
+            for i in range(parts)
+        ]
+        if self.torch and "steps" in self.names:
+            todo = [task.arguments | {"steps": 1} for task in self._peer_steps()]
+            tasks.append(Task("compiling PyTorch's steps", "benchmarks.gpu.torch_step:compiled", {"todo": todo}))
+        outcomes = self._do("checking against float64", tasks, seconds)
+        self.result["checks"] = [row for outcome in outcomes[:parts] for row in outcome.rows]
+
+    def _kernels(self, seconds: float) -> None:
+        task = Task("our kernels", "benchmarks.gpu.ours:times", {"sizes": self.plan.kernels, "flush": self.plan.flush})
+        self.result["kernels"] = self._rows("timing our kernels", [task], seconds)
+
+    def _peers(self, seconds: float) -> None:
+        sizes = {"sizes": self.plan.kernels, "flush": self.plan.flush}
+        task = Task("PyTorch's kernels", "benchmarks.gpu.torch_ops:times", sizes)
+        self.result["peers"] = self._rows("timing PyTorch's kernels", [task], seconds)
+
+    def _steps(self, seconds: float) -> None:
+        """The largest models come first where time is short; of micro-batches none after one that had no room."""
+        large = self._our_steps(self.plan.large, [(self.plan.large_batch, recompute) for recompute in (0, 1)])
+        small = self._our_steps(self.plan.small, [(B, 0) for B in self.plan.micro_batches])
+        tasks = [*small, *large, *(self._peer_steps() if self.torch else [])]
+        budget = Budget(seconds, {task.name: 3.0 if "PyTorch" in task.name else 1.5 for task in tasks})
+        self.result["steps"], full = [], False
+        for task in tasks:
+            if full and task in small:
+                continue
+            rows = self._rows(f"measuring steps: {task.name}", [task], budget.begin(task.name), 1)
+            full |= task in small and any("missing" in row for row in rows)
+            model = task.name.split()[1]
+            ours = "PyTorch" not in task.name
+            self.result["steps"] += [{"model": model, "ours": ours, **row} for row in rows]
+
+    def _our_steps(self, model: str | None, shapes: Sequence[tuple[int, int]]) -> list[Task]:
+        if model is None:
+            return []
+        fixed = {"config": asdict(from_descriptor(model)), "T": self.plan.sequence_length, "steps": self.plan.steps}
+        return [
+            Task(f"llm.py {model} B {B} recompute {recompute}", "benchmarks.gpu.step:trained",
+                 fixed | {"B": B, "recompute": recompute, "gemm": self.gemm})
+            for B, recompute in shapes
+        ]  # fmt: skip
+
+    def _peer_steps(self) -> list[Task]:
+        asked = [(self.plan.small, B, attention) for B, attention in self.plan.peer_steps]
+        if self.plan.large is not None:
+            asked.append((self.plan.large, self.plan.large_batch, "flash"))
+        return [
+            Task(f"PyTorch {model} B {B} {attention}", "benchmarks.gpu.torch_step:trained", {
+                "config": asdict(from_descriptor(model)), "B": B, "T": self.plan.sequence_length,
+                "steps": self.plan.steps, "attention": attention,
+            })
+            for model, B, attention in asked
+        ]  # fmt: skip
+
+    def _losses(self, seconds: float) -> None:
+        """All at the same time: they are compared, not timed."""
+        model, B, T, steps = self.plan.losses
+        fixed, tasks = {"config": asdict(from_descriptor(model)), "B": B, "T": T, "steps": steps}, []
+        for precision in ("float32", "bfloat16"):
+            for backend, name in (("cuda", "GPU"), ("cpu", "CPU")):
+                more = {"precision": precision, "backend": backend}
+                tasks.append(Task(f"{name} {precision}", "benchmarks.gpu.step:losses", fixed | more))
+            if self.torch:
+                more = {"precision": precision}
+                tasks.append(Task(f"PyTorch {precision}", "benchmarks.gpu.torch_step:losses", fixed | more))
+        outcomes = self._do("ten steps on the same batch", tasks, seconds, len(tasks) * steps)
+        self.result["losses"] = {outcome.name: [row["loss"] for row in outcome.rows] for outcome in outcomes}
+
+    def _generation(self, seconds: float) -> None:
+        budget = Budget(seconds, dict.fromkeys(self.plan.generated, 1.0))
+        self.result["generation"] = []
+        for model in self.plan.generated:
+            task = Task(f"generating with {model}", "benchmarks.gpu.generation:speeds", {
+                "config": asdict(from_descriptor(model)), "precisions": list(self.plan.precisions),
+                "tokens": self.plan.tokens, "prompt": self.plan.prompt,
+            })  # fmt: skip
+            rows = self._rows(task.name, [task], budget.begin(model), 2 * len(self.plan.precisions))
+            self.result["generation"] += [{"model": model, **row} for row in rows]
