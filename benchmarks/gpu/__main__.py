@@ -57,5 +57,7 @@ def main(words: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
     except UserError as error:
         sys.exit(f"benchmarks.gpu: error: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -26,8 +27,9 @@ PACKAGES = (
 def describe() -> dict[str, Any]:
     """The card that is computed on and the software, in types that JSON can hold; nothing is opened for it."""
     driver = probe.ask()
-    assert driver is not None and driver.cards
-    card, peak = driver.cards[0], cards.peak(driver.cards[0].name)
+    assert driver is not None  # or there would have been nothing to measure
+    card = driver.cards[0]
+    peak = cards.peak(card.name)
     return {
         "name": card.name,
         "capability": f"{card.capability[0]}.{card.capability[1]}",
@@ -46,7 +48,8 @@ def _told_by_smi() -> dict[str, str]:
     """What only nvidia-smi says, where it is installed: the driver's release, the limit of power."""
     if shutil.which("nvidia-smi") is None:
         return {}
-    command = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader", "--id=0"]
+    command = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
+    command.append(f"--id={os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')[0] or 0}")
     try:
         said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -65,9 +68,8 @@ def ceilings(copied: int, square: int, flush: int) -> Iterator[dict[str, float]]
     from llmpy.kernels import cuda
     from llmpy.kernels.cuda.array import DeviceArray, empty
 
-    watch, halves = Stopwatch(flush), empty(2, copied, dtype=np.uint8)
-    yield {"copy_gb_per_s": 2 * copied / watch.seconds(lambda: cuda.copy(halves[0], halves[1])) / 1e9}
-    del halves
+    watch, (to, source) = Stopwatch(flush), empty(2, copied, dtype=np.uint8)
+    yield {"copy_gb_per_s": 2 * copied / watch.seconds(lambda: cuda.copy(to, source)) / 1e9}
     pool = DeviceArray.of(np.random.default_rng(0).standard_normal(min(POOL, square**2)).astype(ml_dtypes.bfloat16))
     x, w, y = (empty(square, square, dtype=ml_dtypes.bfloat16) for _ in range(3))
     for array in (x, w):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmpy.config import GPT2Config, LlamaConfig, ModelConfig, from_descriptor
+from llmpy.config import GPT2Config, LlamaConfig, ModelConfig, config_from_dict, from_descriptor
 
 ADAMW = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": 7, "grad_scale": 0.5}
 HEAD_SIZES = (64, 80, 96, 128)
@@ -80,6 +80,14 @@ def tokens(below: int, *shape: int) -> Operand:
     return Operand(shape, "int32", below=below)
 
 
+def named(model: str | dict[str, Any]) -> tuple[str, ModelConfig]:
+    """The name and the config of a model that a plan names: a descriptor, or the fields of a config."""
+    if isinstance(model, str):
+        return model, from_descriptor(model)
+    config = config_from_dict(model)
+    return f"of {config.channels} channels", config
+
+
 # ---- the calls of a training step ----------------------------------------------------------------------------------
 
 
@@ -109,7 +117,8 @@ def _embeddings(size: str, config: ModelConfig, B: int, T: int) -> list[Case]:
     given, label = tokens(V, B, T), f"{B * T} of {V} x {C}"
     return [
         Case("embedding_forward", size, label, {
-            "x": acts(B, T, C, role="out"), "tokens": given, "wte": f32(V, C), "wpe": f32(T, C) if with_positions else None,
+            "x": acts(B, T, C, role="out"), "tokens": given, "wte": f32(V, C),
+            "wpe": f32(T, C) if with_positions else None,
         }),
         Case("embedding_backward", size, label, {
             "dwte": f32(V, C, role="sum"), "dwpe": f32(T, C, role="sum") if with_positions else None,
@@ -267,11 +276,11 @@ def few_rows(S: int, OC: int, C: int, kind: str) -> Case:
 
 
 def timed(sizes: dict[str, Any]) -> list[Case]:
-    """`sizes`: models [descriptor, B, T] and the rows of logits at a time; attention [B, T, NH, NKV, hs]; and of
+    """`sizes`: models [name, B, T] and the rows of logits at a time; attention [B, T, NH, NKV, hs]; and of
     generation sequences, caches [T, NH, NKV, hs], and a matrix [OC, C]."""
     made = []
     for name, B, T in sizes["models"]:
-        made += of_model(name, from_descriptor(name), B, T, sizes["logits"])
+        made += of_model(*named(name), B, T, sizes["logits"])
     for B, T, NH, NKV, hs in sizes["attention"]:
         made += attention("attention", B, T, NH, NKV, hs)
     made += [decode_attention(S, *heads) for S in sizes["sequences"] for heads in sizes["caches"]]

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu import arrays
-from benchmarks.gpu.cases import HEAD_SIZES, STORED, Case, attention, decode_attention, few_rows, of_model
+from benchmarks.gpu.cases import HEAD_SIZES, STORED, Case, attention, decode_attention, few_rows, named, of_model
 from llmpy import kernels
-from llmpy.config import from_descriptor
 from llmpy.kernels import cuda, reference
 from llmpy.kernels.cuda import device, matvec
 from llmpy.kernels.cuda.weights import Weight
@@ -25,9 +24,9 @@ BESIDES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # what ge
 
 
 def cases(sizes: dict[str, Any]) -> list[tuple[Case, str]]:
-    """With the precision of each. `sizes`: models by descriptor, B, T, and those of the other calls."""
+    """With the precision of each. `sizes`: models, B, T; the tokens of a cache and a matrix [OC, C] of generation."""
     B, T = sizes["B"], sizes["T"]
-    made = [case for name in sizes["models"] for case in of_model(name, from_descriptor(name), B, T, rows=B * T // 2)]
+    made = [case for model in sizes["models"] for case in of_model(*named(model), B, T, B * T // 2)]
     for hs in HEAD_SIZES:
         for NKV in (4, 2):
             made += attention(f"head {hs}", B, T + 5, 4, NKV, hs) + attention(f"head {hs}", B, T + 5, 4, NKV, hs, True)
@@ -35,10 +34,6 @@ def cases(sizes: dict[str, Any]) -> list[tuple[Case, str]]:
     both = [(case, precision) for case in made for precision in LIMITS]
     OC, C = sizes["matrix"]
     return both + [(few_rows(S, OC, C, kind), "float32") for kind in STORED for S in (1, 5, 16)]
-
-
-def count(sizes: dict[str, Any], part: int = 0, parts: int = 1) -> int:
-    return len(cases(sizes)[part::parts])
 
 
 def check(sizes: dict[str, Any], part: int = 0, parts: int = 1) -> Iterator[dict[str, Any]]:

@@ -72,7 +72,7 @@ def _call(case: Case, arguments: dict[str, Any]) -> Callable[[], object]:
 
 
 def _attended(arguments: dict[str, Any]) -> None:
-    """y and lse become those of q, k and v, and the gradients get memory of their own: done again, it gives the same."""
+    """y and lse become those of q, k and v, and the gradients get memory of their own: it can be done again."""
     given = {name: arguments[name] for name in ("y", "lse", "q", "k", "v", "rope") if name in arguments}
     cuda.attention_forward(**given)
     parts = [arguments[name].shape for name in ("q", "k", "v")]

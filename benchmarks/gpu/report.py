@@ -9,8 +9,6 @@ from typing import Any
 from benchmarks.gpu.targets import share_of_copy
 from llmpy.bench.report import table
 
-COMPUTING = 50.0  # FLOPs a byte, above which a product and not memory is the ceiling of any card that we know
-
 
 def card(result: dict[str, Any]) -> None:
     card, ceilings = result["card"], result.get("ceilings", {})
@@ -51,16 +49,13 @@ def _error(row: dict[str, Any]) -> float:
 
 
 def kernels(result: dict[str, Any]) -> None:
-    """Ours beside their ceilings; `peers` prints them once more, beside PyTorch's."""
-    if "peers" not in result:
-        _kernels(result)
+    """Ours beside their ceilings, unless PyTorch's are yet to come."""
+    if "peers" not in result["time"]:
+        peers(result)
 
 
 def peers(result: dict[str, Any]) -> None:
-    _kernels(result)
-
-
-def _kernels(result: dict[str, Any]) -> None:
+    """Ours beside their ceilings and PyTorch's."""
     print("\nkernels in bfloat16: milliseconds; % of what a copy's bandwidth, or a large product's speed, allows")
     theirs: dict[str, list[dict[str, Any]]] = {}
     for row in result.get("peers", []):

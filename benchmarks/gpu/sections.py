@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from benchmarks.gpu.budget import Budget
+from benchmarks.gpu.cases import named
 from benchmarks.gpu.children import Outcome, Task, run
 from benchmarks.gpu.plan import SECTIONS, Plan
-from llmpy.config import from_descriptor
 from llmpy.progress import bar
 
 CHECKING = 6  # processes at most: most of the time goes into compiling, which each does on one core
@@ -19,9 +19,9 @@ CHECKING = 6  # processes at most: most of the time goes into compiling, which e
 class Sections:
     """Runs the parts that are asked for; `.result` has what they measured, whatever became of the others."""
 
-    def __init__(self, plan: Plan, only: Iterable[str] = SECTIONS, gemm: str = "cublas", torch: bool = True) -> None:
+    def __init__(self, plan: Plan, only: Collection[str] = SECTIONS, gemm: str = "cublas", torch: bool = True) -> None:
         self.plan, self.gemm, self.torch = plan, gemm, torch
-        asked = set(only)
+        asked = set(only) | ({"kernels"} if "peers" in only else set())  # which it is beside
         self.names = ["card", *(name for name in SECTIONS if name in asked and (torch or name != "peers"))]
         self.result: dict[str, Any] = {"stopped": []}
 
@@ -78,7 +78,7 @@ class Sections:
         self.result["peers"] = self._rows("timing PyTorch's kernels", [task], seconds)
 
     def _steps(self, seconds: float) -> None:
-        """The largest models come first where time is short; of micro-batches none after one that had no room."""
+        """Of micro-batches, none after one that had no room."""
         large = self._our_steps(self.plan.large, [(self.plan.large_batch, recompute) for recompute in (0, 1)])
         small = self._our_steps(self.plan.small, [(B, 0) for B in self.plan.micro_batches])
         tasks = [*small, *large, *(self._peer_steps() if self.torch else [])]
@@ -89,14 +89,13 @@ class Sections:
                 continue
             rows = self._rows(f"measuring steps: {task.name}", [task], budget.begin(task.name), 1)
             full |= task in small and any("missing" in row for row in rows)
-            model = task.name.split()[1]
-            ours = "PyTorch" not in task.name
-            self.result["steps"] += [{"model": model, "ours": ours, **row} for row in rows]
+            model = next(model for model in (self.plan.small, self.plan.large) if model and f" {model} " in task.name)
+            self.result["steps"] += [{"model": model, "ours": task in small + large, **row} for row in rows]
 
     def _our_steps(self, model: str | None, shapes: Sequence[tuple[int, int]]) -> list[Task]:
         if model is None:
             return []
-        fixed = {"config": asdict(from_descriptor(model)), "T": self.plan.sequence_length, "steps": self.plan.steps}
+        fixed = {"config": asdict(named(model)[1]), "T": self.plan.sequence_length, "steps": self.plan.steps}
         return [
             Task(f"llm.py {model} B {B} recompute {recompute}", "benchmarks.gpu.step:trained",
                  fixed | {"B": B, "recompute": recompute, "gemm": self.gemm})
@@ -109,7 +108,7 @@ class Sections:
             asked.append((self.plan.large, self.plan.large_batch, "flash"))
         return [
             Task(f"PyTorch {model} B {B} {attention}", "benchmarks.gpu.torch_step:trained", {
-                "config": asdict(from_descriptor(model)), "B": B, "T": self.plan.sequence_length,
+                "config": asdict(named(model)[1]), "B": B, "T": self.plan.sequence_length,
                 "steps": self.plan.steps, "attention": attention,
             })
             for model, B, attention in asked
@@ -118,7 +117,7 @@ class Sections:
     def _losses(self, seconds: float) -> None:
         """All at the same time: they are compared, not timed."""
         model, B, T, steps = self.plan.losses
-        fixed, tasks = {"config": asdict(from_descriptor(model)), "B": B, "T": T, "steps": steps}, []
+        fixed, tasks = {"config": asdict(named(model)[1]), "B": B, "T": T, "steps": steps}, []
         for precision in ("float32", "bfloat16"):
             for backend, name in (("cuda", "GPU"), ("cpu", "CPU")):
                 more = {"precision": precision, "backend": backend}
@@ -134,7 +133,7 @@ class Sections:
         self.result["generation"] = []
         for model in self.plan.generated:
             task = Task(f"generating with {model}", "benchmarks.gpu.generation:speeds", {
-                "config": asdict(from_descriptor(model)), "precisions": list(self.plan.precisions),
+                "config": asdict(named(model)[1]), "precisions": list(self.plan.precisions),
                 "tokens": self.plan.tokens, "prompt": self.plan.prompt,
             })  # fmt: skip
             rows = self._rows(task.name, [task], budget.begin(model), 2 * len(self.plan.precisions))

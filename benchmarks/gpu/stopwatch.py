@@ -21,8 +21,12 @@ class Stopwatch:
         self._device, self._flush, self._seconds = device.current(), empty(flush, dtype="uint8"), seconds
 
     def seconds(self, function: Callable[[], object]) -> float:
-        """Of one run, as a graph of the device, which is how a training step runs it. It must always ask for the same."""
-        run = self._device.captured(lambda: (function(), None)[1])
+        """Of one run, as a graph of the device, which is how a training step runs it: it must always ask the same."""
+
+        def once() -> None:
+            function()
+
+        run = self._device.captured(once)
         for _ in range(2):  # compiled, then captured
             run()
         first = self._run(run, 2)

@@ -59,11 +59,11 @@ def _steps(steps: list[dict[str, Any]], model: str, speed: float, ratio: float) 
     rows.append(_row(f"{name}, beside torch.compile", f"{ratio:.2f}", told, bool(beside) and beside >= ratio))
     if model in MOST_GB:
         used = [s["memory_gb"] for s in steps if s["model"] == model and s.get("recompute") == 0 and "memory_gb" in s]
-        told = f"{used[0]:.1f} GB" if used else None
+        most, told = MOST_GB[model], f"{used[0]:.1f} GB" if used else None
         rows.append(
             _row(
                 f"{name}, memory, recompute 0",
-                f"{MOST_GB[model]:.0f} GB",
+                f"{most:.0f} GB",
                 told,
                 bool(used) and used[0] <= MOST_GB[model],
             )

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,9 @@ def trained(
     last = loss.item()
     if device == "cuda":
         torch.cuda.synchronize()
-        times = [a.elapsed_time(b) / 1000 for a, b in zip(moments, moments[1:], strict=False)]
+        times = [a.elapsed_time(b) / 1000 for a, b in pairwise(moments)]
     else:
-        times = [b - a for a, b in zip(moments, moments[1:], strict=False)]
+        times = [b - a for a, b in pairwise(moments)]
     seconds = statistics.median(times[2:] or times)
     memory = torch.cuda.max_memory_reserved() if device == "cuda" else 0
     yield row | {"tokens_per_s": B * T / seconds, "seconds": seconds, "memory_gb": memory / 1e9, "loss": last}
@@ -96,7 +97,6 @@ def losses(
 def compiled(todo: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """For a process of its own: a step of each, so that PyTorch's own cache holds what it compiles for them."""
     for arguments in todo:
-        for _ in trained(**arguments):
-            torch.compiler.reset()
-            torch.cuda.empty_cache()
-        yield {}
+        yield from trained(**arguments)
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
