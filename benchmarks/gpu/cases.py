@@ -279,9 +279,9 @@ def timed(sizes: dict[str, Any]) -> list[Case]:
     """`sizes`: models [name, B, T] and the rows of logits at a time; attention [B, T, NH, NKV, hs]; and of
     generation sequences, caches [T, NH, NKV, hs], and a matrix [OC, C]."""
     made = []
-    for name, B, T in sizes["models"]:
-        made += of_model(*named(name), B, T, sizes["logits"])
     for B, T, NH, NKV, hs in sizes["attention"]:
         made += attention("attention", B, T, NH, NKV, hs)
+    for name, B, T in sizes["models"]:
+        made += of_model(*named(name), B, T, sizes["logits"])
     made += [decode_attention(S, *heads) for S in sizes["sequences"] for heads in sizes["caches"]]
     return made + [few_rows(S, *sizes["matrix"], kind) for kind in STORED for S in sizes["sequences"]]

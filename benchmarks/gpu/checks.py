@@ -12,7 +12,7 @@ from benchmarks.gpu import arrays
 from benchmarks.gpu.cases import HEAD_SIZES, STORED, Case, attention, decode_attention, few_rows, named, of_model
 from llmpy import kernels
 from llmpy.kernels import cuda, reference
-from llmpy.kernels.cuda import device, matvec
+from llmpy.kernels.cuda import matvec
 from llmpy.kernels.cuda.weights import Weight
 from llmpy.kernels.reference.attention import attention_decode
 
@@ -37,15 +37,14 @@ def cases(sizes: dict[str, Any]) -> list[tuple[Case, str]]:
 
 
 def check(sizes: dict[str, Any], part: int = 0, parts: int = 1) -> Iterator[dict[str, Any]]:
-    """For a process of its own: a row for each case, every `parts`-th of them from the `part`-th on."""
+    """For a process of its own: every `parts`-th case from the `part`-th on. How many they are, then a row for each."""
     kernels.load("cuda")
-    for case, precision in cases(sizes)[part::parts]:
-        if precision == "bfloat16" and not cuda.bfloat16_is_faster():
-            continue
+    todo = [each for each in cases(sizes) if each[1] == "float32" or cuda.bfloat16_is_faster()][part::parts]
+    yield {"cases": len(todo)}
+    for case, precision in todo:
         try:
             yield compared(case, precision)
         except Exception as error:  # a kernel that cannot be compiled or launched here: the others may
-            device.current().synchronize()
             said = str(error).strip().splitlines()
             yield _row(case, precision, float("inf"), f"{type(error).__name__}: {said[0] if said else ''}")
 

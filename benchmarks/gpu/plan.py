@@ -24,7 +24,7 @@ class Plan:
     large: str | None = "d48"
     large_batch: int = 16
     sequence_length: int = 1024
-    steps: int = 22
+    steps: int = 12
     losses: tuple[str, int, int, int] = ("d12", 4, 64, 10)  # a model, B, T, steps
     generated: tuple[str, ...] = ("d12", "llama:110M")
     precisions: tuple[str, ...] = ("float32", "bfloat16", "q8")
@@ -34,8 +34,8 @@ class Plan:
 
 FULL = Plan(
     580,
-    {"card": 25, "checks": 110, "kernels": 85, "peers": 50, "steps": 215, "losses": 50, "generation": 45},
-    checks={"models": ["d12", "d48", "llama:1.1B"], "B": 2, "T": 136, "cache": 300, "matrix": [2304, 768]},
+    {"card": 25, "checks": 110, "kernels": 95, "peers": 50, "steps": 200, "losses": 60, "generation": 40},
+    checks={"models": ["d12", "d48", "llama:1.1B"], "B": 2, "T": 144, "cache": 300, "matrix": [2304, 768]},
     kernels={
         "models": [["d12", 32, 1024], ["d48", 16, 1024], ["llama:110M", 32, 1024]], "logits": 4096,
         "attention": [[16, 1024, 16, 16, 64], [8, 2048, 16, 16, 64], [8, 2048, 16, 16, 128], [8, 2048, 32, 8, 128]],
@@ -45,7 +45,7 @@ FULL = Plan(
 QUICK = Plan(
     200,
     {"card": 15, "checks": 45, "kernels": 30, "peers": 20, "steps": 60, "losses": 20, "generation": 10},
-    checks={"models": ["d12"], "B": 2, "T": 136, "cache": 300, "matrix": [2304, 768]},
+    checks={"models": ["d12"], "B": 2, "T": 144, "cache": 300, "matrix": [2304, 768]},
     kernels={
         "models": [["d12", 32, 1024]], "logits": 4096,
         "attention": [[16, 1024, 16, 16, 64], [8, 2048, 16, 16, 128]],

@@ -91,7 +91,11 @@ def steps(result: dict[str, Any]) -> None:
     rows = []
     for step in result["steps"]:
         name = "llm.py" if step["ours"] else "PyTorch, compiled"
-        how = f"recompute {step['recompute']}, {step['gemm']}" if step["ours"] else step["attention"]
+        how = (
+            f"recompute {step['recompute']}, {step['gemm']}"
+            if step["ours"]
+            else f"{step['attention']}, {step['compiled']}"
+        )
         head = [name, step["model"], f"{step['batch_size']}", how]
         if "missing" in step:
             rows.append([*head, step["missing"][:60], "", "", ""])

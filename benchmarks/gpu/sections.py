@@ -16,6 +16,13 @@ from llmpy.progress import bar
 CHECKING = 6  # processes at most: most of the time goes into compiling, which each does on one core
 
 
+def _share(task: Task) -> float:
+    """Of the time for steps; compiling takes most of that of PyTorch's."""
+    if "batches" in task.arguments:
+        return 3.0 + 0.5 * len(task.arguments["batches"])
+    return 5.0 if task.arguments["config"]["layers"] > 12 else 2.5
+
+
 class Sections:
     """Runs the parts that are asked for; `.result` has what they measured, whatever became of the others."""
 
@@ -66,7 +73,9 @@ class Sections:
             todo = [task.arguments | {"steps": 1} for task in self._peer_steps()]
             tasks.append(Task("compiling PyTorch's steps", "benchmarks.gpu.torch_step:compiled", {"todo": todo}))
         outcomes = self._do("checking against float64", tasks, seconds)
-        self.result["checks"] = [row for outcome in outcomes[:parts] for row in outcome.rows]
+        rows = [row for outcome in outcomes[:parts] for row in outcome.rows]
+        self.result["cases"] = sum(row["cases"] for row in rows if "cases" in row)
+        self.result["checks"] = [row for row in rows if "cases" not in row]
 
     def _kernels(self, seconds: float) -> None:
         task = Task("our kernels", "benchmarks.gpu.ours:times", {"sizes": self.plan.kernels, "flush": self.plan.flush})
@@ -78,40 +87,39 @@ class Sections:
         self.result["peers"] = self._rows("timing PyTorch's kernels", [task], seconds)
 
     def _steps(self, seconds: float) -> None:
-        """Of micro-batches, none after one that had no room."""
-        large = self._our_steps(self.plan.large, [(self.plan.large_batch, recompute) for recompute in (0, 1)])
-        small = self._our_steps(self.plan.small, [(B, 0) for B in self.plan.micro_batches])
-        tasks = [*small, *large, *(self._peer_steps() if self.torch else [])]
-        budget = Budget(seconds, {task.name: 3.0 if "PyTorch" in task.name else 1.5 for task in tasks})
-        self.result["steps"], full = [], False
+        """Ours with each micro-batch until memory ends, then PyTorch's."""
+        ours = self._our_steps()
+        tasks = [*ours, *(self._peer_steps() if self.torch else [])]
+        budget = Budget(seconds, {task.name: _share(task) for task in tasks})
+        self.result["steps"] = []
         for task in tasks:
-            if full and task in small:
-                continue
-            rows = self._rows(f"measuring steps: {task.name}", [task], budget.begin(task.name), 1)
-            full |= task in small and any("missing" in row for row in rows)
+            rows = self._rows(f"measuring steps: {task.name}", [task], budget.begin(task.name))
             model = next(model for model in (self.plan.small, self.plan.large) if model and f" {model} " in task.name)
-            self.result["steps"] += [{"model": model, "ours": task in small + large, **row} for row in rows]
+            self.result["steps"] += [{"model": model, "ours": task in ours, **row} for row in rows]
 
-    def _our_steps(self, model: str | None, shapes: Sequence[tuple[int, int]]) -> list[Task]:
-        if model is None:
-            return []
-        fixed = {"config": asdict(named(model)[1]), "T": self.plan.sequence_length, "steps": self.plan.steps}
+    def _our_steps(self) -> list[Task]:
+        asked = [(self.plan.small, list(self.plan.micro_batches), 0)]
+        if self.plan.large is not None:
+            asked += [(self.plan.large, [self.plan.large_batch], recompute) for recompute in (0, 1)]
         return [
-            Task(f"llm.py {model} B {B} recompute {recompute}", "benchmarks.gpu.step:trained",
-                 fixed | {"B": B, "recompute": recompute, "gemm": self.gemm})
-            for B, recompute in shapes
+            Task(f"llm.py {model} recompute {recompute}", "benchmarks.gpu.step:trained", {
+                "config": asdict(named(model)[1]), "batches": batches, "T": self.plan.sequence_length,
+                "recompute": recompute, "steps": self.plan.steps, "gemm": self.gemm,
+            })
+            for model, batches, recompute in asked
         ]  # fmt: skip
 
     def _peer_steps(self) -> list[Task]:
-        asked = [(self.plan.small, B, attention) for B, attention in self.plan.peer_steps]
+        """The large model compiled block by block, too: as a whole that may take longer than there is time."""
+        asked = [(self.plan.small, B, attention, "whole") for B, attention in self.plan.peer_steps]
         if self.plan.large is not None:
-            asked.append((self.plan.large, self.plan.large_batch, "flash"))
+            asked += [(self.plan.large, self.plan.large_batch, "flash", how) for how in ("blocks", "whole")]
         return [
-            Task(f"PyTorch {model} B {B} {attention}", "benchmarks.gpu.torch_step:trained", {
+            Task(f"PyTorch {model} B {B} {attention} {how}", "benchmarks.gpu.torch_step:trained", {
                 "config": asdict(named(model)[1]), "B": B, "T": self.plan.sequence_length,
-                "steps": self.plan.steps, "attention": attention,
+                "steps": self.plan.steps, "attention": attention, "compiled": how,
             })
-            for model, B, attention in asked
+            for model, B, attention, how in asked
         ]  # fmt: skip
 
     def _losses(self, seconds: float) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,45 +30,51 @@ def batch(config: ModelConfig, B: int, T: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
 
 
-def trained(config: dict[str, Any], B: int, T: int, recompute: int, steps: int, gemm: str) -> Iterator[dict[str, Any]]:
-    """For a process of its own: a row with tokens a second of steps in bfloat16, each with a micro-step, clipping and
-    AdamW; or `missing`, where there is not the memory."""
+def trained(
+    config: dict[str, Any], batches: list[int], T: int, recompute: int, steps: int, gemm: str
+) -> Iterator[dict[str, Any]]:
+    """For a process of its own: for each number of sequences B, a row with the tokens a second of steps in bfloat16,
+    each with a micro-step, clipping and AdamW. The first that has not the memory is the last, and `missing`."""
     kernels.start("cuda", precision="bfloat16")
-    gemm = choose(gemm)
-    shape, current = config_from_dict(config), device.current()
-    free = current.memory()[0]
-    row = {"batch_size": B, "sequence_length": T, "recompute": recompute, "gemm": gemm}
-    try:
-        model: Model = new_model(shape, "cuda", B, T, recompute, "bfloat16")
-    except UserError as error:
-        yield row | {"missing": str(error)}
-        return
+    gemm, free = choose(gemm), device.current().memory()[0]
+    for B in batches:
+        row = {"batch_size": B, "sequence_length": T, "recompute": recompute, "gemm": gemm}
+        try:
+            model: Model = new_model(config_from_dict(config), "cuda", B, T, recompute, "bfloat16")
+        except UserError as error:
+            yield row | {"missing": str(error)}
+            return
+        yield row | _timed(model, B, T, steps, free)
+        del model
+        gc.collect()  # which its graphs refer to, and it to them
+
+
+def _timed(model: Model, B: int, T: int, steps: int, free: int) -> dict[str, Any]:
+    """Of the steps of a model: seconds, tokens a second, and of the bytes that were `free` those that are taken."""
+    shape, current = model.config, device.current()
     draw(model)
     optimizer, (x, y) = AdamW.of(model), batch(shape, B, T)
     scale, norm = empty(1), empty(1)
     with cuda.tuning():
         float(model.loss_and_gradients(x, y))
-    times, held, waiting = [], [], None
-    last = current.mark()
+    marks, held, losses = [current.mark()], [], []
     for step in range(1, steps + 1):
-        loss = model.loss_and_gradients(x, y)
+        losses.append(model.loss_and_gradients(x, y))
         cuda.clip_scale(scale, norm, model.gradients.flat, CLIP)
         optimizer.update(step, LR, scale)
-        now = current.mark()
-        if waiting is not None:
-            waiting = float(waiting)  # of the step before: the device has gone on meanwhile
-        waiting, (last, before) = loss, (now, last)
-        times.append(now - before)
+        marks.append(current.mark())
+        losses[-2:-1] = map(float, losses[-2:-1])  # of the step before: the device has gone on meanwhile
         held.append(free - current.memory()[0])
-    seconds, tokens = statistics.median(times[2:] or times), B * T
-    speed, peak = tokens / seconds, cuda.peak_flops("bfloat16")
-    yield row | {
+    times = [now - before for before, now in pairwise(marks)]
+    seconds = statistics.median(times[2:] or times)
+    speed, peak = B * T / seconds, cuda.peak_flops("bfloat16")
+    return {
         "tokens_per_s": speed,
         "seconds": seconds,
         "mfu": speed * flops_per_token(shape, T) / peak if peak else None,
         "memory_gb": max(held) / 1e9,
         "constant": len(set(held)) == 1,
-        "loss": float(loss),
+        "loss": float(losses[-1]),
     }
 
 

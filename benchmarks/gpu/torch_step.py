@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 from torch.nn.attention import sdpa_kernel
 
 from benchmarks.gpu.torch_ops import BACKENDS
@@ -36,10 +37,11 @@ def autocast(precision: str, device: str) -> AbstractContextManager[object]:
 
 def trained(
     config: dict[str, Any], B: int, T: int, steps: int, attention: str, precision: str = "bfloat16",
-    device: str = "cuda", compiled: bool = True,
+    device: str = "cuda", compiled: str = "whole",
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """For a process of its own: a row with tokens a second; or `missing`, where there is not the memory."""
-    row = {"batch_size": B, "sequence_length": T, "attention": attention}
+    """For a process of its own: a row with tokens a second; or `missing`, where there is not the memory. `compiled`
+    is the whole model, or its blocks and its head each for itself; or nothing: no."""
+    row = {"batch_size": B, "sequence_length": T, "attention": attention, "compiled": compiled}
     if device == "cuda" and not torch.cuda.is_available():
         yield row | {"missing": f"PyTorch {torch.__version__} finds no GPU: install a build of it for CUDA"}
         return
@@ -48,7 +50,7 @@ def trained(
         with torch.device(device):
             model = TorchGPT2(shape, padded=True)
         optimizer, (x, y) = model.adamw(LR), batch(shape.vocab_size, B, T, device)
-        forward = torch.compile(model) if compiled else model
+        forward = _compiled(model, compiled)
         moments = []
         with sdpa_kernel(BACKENDS[attention]):
             for _ in range(steps + 1):
@@ -77,6 +79,19 @@ def trained(
     yield row | {"tokens_per_s": B * T / seconds, "seconds": seconds, "memory_gb": memory / 1e9, "loss": last}
 
 
+def _compiled(model: TorchGPT2, how: str) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    if how != "blocks":
+        return torch.compile(model) if how == "whole" else model
+    for block in model.h:  # all alike: they are compiled once
+        block.compile()
+
+    @torch.compile
+    def loss(x: torch.Tensor, w: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(F.linear(x, w).flatten(0, 1), targets.flatten())
+
+    return lambda tokens, targets: loss(model.hidden(tokens), model.head_weight(), targets)
+
+
 def losses(
     config: dict[str, Any], B: int, T: int, steps: int, precision: str, device: str = "cuda"
 ) -> Iterator[dict[str, Any]]:
@@ -95,7 +110,9 @@ def losses(
 
 
 def compiled(todo: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """For a process of its own: a step of each, so that PyTorch's own cache holds what it compiles for them."""
+    """For a process of its own: a step of each, so that PyTorch's own cache holds what it compiles for them. Some of
+    the memory is left to what runs beside it."""
+    torch.cuda.set_per_process_memory_fraction(0.7)
     for arguments in todo:
         yield from trained(**arguments)
         torch.compiler.reset()

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def test_what_is_checked_has_every_operation_of_the_contract_and_every_head_size
     cases = [case for case, _ in checks.cases(plan.FULL.checks)]
     assert {case.operation for case in cases} == {*OPERATIONS, "attention_decode", "linear of few rows"}
     for size in (64, 80, 96, 128):
-        assert {f"2 x 141 x 4{group} x {size}{turned}" for group in ("", " of 2") for turned in ("", ", turned")} == {
+        assert {f"2 x 149 x 4{group} x {size}{turned}" for group in ("", " of 2") for turned in ("", ", turned")} == {
             case.label for case in cases if case.size == f"head {size}"
         }
 
@@ -89,7 +88,8 @@ def test_what_is_never_written_fails_and_so_does_a_kernel_that_cannot_run(monkey
     monkeypatch.setattr(checks, "cases", lambda sizes: [(of_model("tiny", GPT2, 1, 10)[2], "float32")] * 2)
     calls = iter([lambda **arguments: None, lambda **arguments: 1 / 0])
     monkeypatch.setattr(cuda, "layernorm_forward", lambda **arguments: next(calls)(**arguments))
-    unwritten, broken = checks.check({})
+    count, unwritten, broken = checks.check({})
+    assert count == {"cases": 2}
     assert (unwritten["passed"], unwritten["error"]) == (False, None)
     assert (broken["passed"], broken["of"]) == (False, "ZeroDivisionError: division by zero")
 
@@ -121,34 +121,30 @@ def test_the_whole_plan_is_within_ten_minutes():
         assert set(each.shares) == {"card", *plan.SECTIONS}
 
 
-def counting(to, pause=0.0, then=None):
-    """Rows for a process of its own."""
-    for number in range(to):
-        yield {"number": number}
-        time.sleep(pause)
-    if then == "user":
-        raise UserError("no room")
-    if then == "error":
-        raise ValueError("broken\nin two lines")
-
-
-def test_processes_that_end_fail_or_take_too_long():
-    target, told, ticks = "tests.bench.test_gpu_benchmarks:counting", [], []
+def test_processes_that_end_or_fail():
+    target, told = "tests.bench.rows:counting", []
     tasks = [
         Task("a", target, {"to": 2}),
         Task("b", target, {"to": 1, "then": "user"}),
         Task("c", target, {"to": 1, "then": "error"}),
-        Task("d", target, {"to": 1, "pause": 1000}),
-        Task("e", "tests.bench.test_gpu_benchmarks:nothing"),
+        Task("d", "tests.bench.rows:nothing"),
+        Task("e", target, {"to": 1, "then": "exit"}),
     ]
-    outcomes = children.run(tasks, 6, told.append, lambda: ticks.append(1))
-    assert [len(outcome.rows) for outcome in outcomes] == [2, 1, 1, 1, 0]
-    assert [outcome.problem for outcome in outcomes[:4]] == [
-        None, "no room", "ValueError: broken", "stopped after 6s, which was all of its time",
-    ]  # fmt: skip
-    assert "nothing" in outcomes[4].problem
+    outcomes = children.run(tasks, 100, told.append)
+    assert [len(outcome.rows) for outcome in outcomes] == [2, 1, 1, 0, 1]
+    assert [outcome.problem for outcome in outcomes[:3]] == [None, "no room", "ValueError: broken"]
+    assert "nothing" in outcomes[3].problem
+    assert outcomes[4].problem == "it ended with status 7; last words"
     assert len(told) == 5
-    assert len(ticks) > 5
+
+
+def test_a_process_that_takes_too_long_is_stopped():
+    ticks = []
+    (outcome,) = children.run(
+        [Task("a", "tests.bench.rows:counting", {"to": 1, "pause": 1000})], 1.5, tick=lambda: ticks.append(1)
+    )
+    assert outcome.problem == "stopped after 2s, which was all of its time"
+    assert len(ticks) > 1
 
 
 # ---- what is timed -------------------------------------------------------------------------------------------------
@@ -158,7 +154,7 @@ def test_sections_measure_what_they_are_asked_for(monkeypatch):
     """Through the processes, in Triton's interpreter: the card's ceilings and our kernels."""
     monkeypatch.setattr(children, "ENVIRONMENT", children.ENVIRONMENT | {"TRITON_INTERPRET": "1"})
     ceilings = {"copied": 2**16, "square": 64}
-    tiny = plan.Plan(60, plan.FULL.shares, ceilings, 1024, kernels=KERNELS | {"sequences": [], "attention": []})
+    tiny = plan.Plan(120, plan.FULL.shares, ceilings, 1024, kernels=KERNELS | {"sequences": [], "attention": []})
     done = []
     result = sections.Sections(tiny, ["kernels", "peers"], torch=False).run(done.append)
     assert done == ["card", "kernels"]
@@ -166,38 +162,53 @@ def test_sections_measure_what_they_are_asked_for(monkeypatch):
     assert set(result["ceilings"]) == {"copy_gb_per_s", "gemm_tflops"}
     assert [row["key"] for row in result["kernels"]] == [case.key for case in timed(tiny.kernels)]
     assert all(row["seconds"] > 0 and row["bytes"] > 0 for row in result["kernels"])
-    assert result["time"] == {"card": 14, "kernels": 46}
+    assert result["time"] == {"card": 25, "kernels": 95}
 
 
-def test_a_step_of_ours_is_measured_and_one_without_room_says_so(monkeypatch):
-    shape = {"config": asdict(GPT2), "T": 8, "recompute": 1, "steps": 3, "gemm": "cublas"}
-    (row,) = step.trained(B=2, **shape)
-    assert row["tokens_per_s"] > 0
-    assert 4 < row["loss"] < 5
-    monkeypatch.setattr(cuda, "take", lambda plan, *advice: (_ for _ in ()).throw(UserError("no room")))
-    (row,) = step.trained(B=2, **shape)
-    assert (row["missing"], row["batch_size"]) == ("no room", 2)
+def test_micro_batches_of_ours_are_measured_until_memory_ends(monkeypatch):
+    def new_model(config, backend, B, *others):
+        if B > 2:
+            raise UserError(f"no room for {B}")
+        return make(config, backend, B, *others)
+
+    make = step.new_model
+    monkeypatch.setattr(step, "new_model", new_model)
+    rows = list(step.trained(asdict(GPT2), [1, 2, 3, 4], T=8, recompute=1, steps=3, gemm="cublas"))
+    assert [(row["batch_size"], row["recompute"], row["gemm"]) for row in rows] == [(B, 1, "triton") for B in (1, 2, 3)]
+    assert all(row["tokens_per_s"] > 0 and 4 < row["loss"] < 5 for row in rows[:2])
+    assert rows[2]["missing"] == "no room for 3"
 
 
-def test_micro_batches_are_tried_until_memory_ends(monkeypatch):
-    asked = []
+def test_steps_are_ours_and_the_peers_each_with_time_of_its_own(monkeypatch):
+    asked = {}
 
     def run(tasks, seconds, heard, tick):
         (task,) = tasks
-        asked.append(task.name)
-        B = task.arguments["B"]
-        row = {"batch_size": B} | ({"missing": "no room"} if B > 24 else {"tokens_per_s": B})
-        return [children.Outcome(task.name, [row])]
+        asked[task.name] = seconds
+        return [children.Outcome(task.name, [{"tokens_per_s": len(asked)}], "stopped")]
 
     monkeypatch.setattr(sections, "run", run)
     todo = sections.Sections(plan.FULL, ["steps"])
-    todo._steps(100)
-    assert [name for name in asked if "llm.py d12" in name] == [f"llm.py d12 B {B} recompute 0" for B in (16, 24, 32)]
-    assert len([name for name in asked if "PyTorch" in name]) == 4
-    assert [row["recompute"] if "recompute" in row else row["model"] for row in todo.result["steps"]][3:5] == [
-        "d48"
-    ] * 2
-    assert targets.fastest(todo.result["steps"], "d12", True)["batch_size"] == 24
+    todo._steps(200)
+    assert list(asked) == [
+        "llm.py d12 recompute 0", "llm.py d48 recompute 0", "llm.py d48 recompute 1", "PyTorch d12 B 32 flash whole",
+        "PyTorch d12 B 64 flash whole", "PyTorch d12 B 64 cuDNN whole", "PyTorch d48 B 16 flash blocks",
+        "PyTorch d48 B 16 flash whole",
+    ]  # fmt: skip
+    assert min(asked.values()) > 15
+    assert len(todo.result["stopped"]) == 8
+    assert targets.fastest(todo.result["steps"], "d48", True)["tokens_per_s"] == 3
+    assert targets.fastest(todo.result["steps"], "d12", False)["tokens_per_s"] == 6
+
+
+def test_checks_that_nobody_got_to_have_not_passed(monkeypatch):
+    rows = [{"cases": 3}, {"passed": True}, {"passed": True}]
+    monkeypatch.setattr(sections, "CHECKING", 1)
+    monkeypatch.setattr(sections, "run", lambda tasks, *others: [children.Outcome("the checks", rows, "stopped")])
+    todo = sections.Sections(plan.FULL, ["checks"])
+    todo._checks(100)
+    first = targets.verdicts(todo.result)[0]
+    assert (first["measured"], first["verdict"]) == ("2 of 3 cases", "miss")
 
 
 # ---- PyTorch -------------------------------------------------------------------------------------------------------
@@ -211,7 +222,7 @@ def test_pytorch_learns_what_ours_learns():
     theirs = [row["loss"] for row in torch_step.losses(precision="float32", device="cpu", **shape)]
     ours = [row["loss"] for row in step.losses(precision="float32", backend="cuda", **shape)]
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    (row,) = torch_step.trained(attention="math", precision="float32", device="cpu", compiled=False, **shape)
+    (row,) = torch_step.trained(attention="math", precision="float32", device="cpu", compiled="no", **shape)
     assert row["tokens_per_s"] > 0
 
 
@@ -258,7 +269,7 @@ def measured(speed=1.0):
         "memory_gb": 49,
         "constant": True,
     }
-    theirs = {"ours": False, "attention": "flash", "seconds": 0.1, "memory_gb": 80}
+    theirs = {"ours": False, "attention": "flash", "compiled": "whole", "seconds": 0.1, "memory_gb": 80}
     steps = [
         {"model": "d12", "batch_size": 32, "tokens_per_s": 530_000 * speed, **ours},
         {"model": "d12", "batch_size": 64, "missing": "this needs 200 GB", **ours},
@@ -278,7 +289,11 @@ def measured(speed=1.0):
     return {
         "stopped": ["PyTorch d48: stopped after 60s, which was all of its time"],
         "card": H200, "time": {"card": 25}, "ceilings": {"copy_gb_per_s": 4000.0, "gemm_tflops": 700.0},
-        "checks": [check | {"error": 1e-7, "passed": True}, check | {"error": None if speed < 1 else 0, "passed": speed >= 1}],
+        "cases": 2,
+        "checks": [
+            check | {"error": 1e-7, "passed": True},
+            check | {"error": None if speed < 1 else 0, "passed": speed >= 1},
+        ],
         "kernels": rows, "peers": peers, "steps": steps,
         "losses": {f"{name} {precision}": [loss + far * (1 / speed - 1) for loss in curve]
                    for name, far in (("GPU", 0.1), ("CPU", 0), ("PyTorch", 0)) for precision in targets.LOSSES},
