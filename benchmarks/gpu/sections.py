@@ -11,9 +11,10 @@ from benchmarks.gpu.budget import Budget
 from benchmarks.gpu.cases import named
 from benchmarks.gpu.children import Outcome, Task, run
 from benchmarks.gpu.plan import SECTIONS, Plan
+from llmpy.bench.peers import thread_settings
 from llmpy.progress import bar
 
-CHECKING = 6  # processes at most: most of the time goes into compiling, which each does on one core
+CHECKING = 8  # processes at most: most of the time goes into compiling, which each does on one core
 
 
 def _share(task: Task) -> float:
@@ -65,10 +66,8 @@ class Sections:
     def _checks(self, seconds: float) -> None:
         """Nothing is timed here: all cores compile, and those of the peers' steps are compiled beside it."""
         parts = max(1, min(CHECKING, (os.cpu_count() or 1) // 2))
-        tasks = [
-            Task("the checks", "benchmarks.gpu.checks:check", {"sizes": self.plan.checks, "part": i, "parts": parts})
-            for i in range(parts)
-        ]
+        asked = [{"sizes": self.plan.checks, "part": part, "parts": parts} for part in range(parts)]
+        tasks = [Task("the checks", "benchmarks.gpu.checks:check", each, thread_settings(2)) for each in asked]
         if self.torch and "steps" in self.names:
             todo = [task.arguments | {"steps": 1} for task in self._peer_steps()]
             tasks.append(Task("compiling PyTorch's steps", "benchmarks.gpu.torch_step:compiled", {"todo": todo}))
