@@ -43,6 +43,7 @@ class Generation:
     tokens: int = 256
     batch_size: int = 1
     prompt: int = 0
+    backend: str = "cpu"
 
     def prompt_ids(self, vocab_size: int, number: int = 0) -> np.ndarray:
         """int32 [prompt], random, of each number others, so that none is known from before; or the first token."""
@@ -67,7 +68,7 @@ def our_generation(work: dict[str, Any]) -> Callable[[], float]:
     """For a worker: the work, which returns the seconds that a token took, of `batch_size` texts together."""
     todo = Generation(**work)
     engine = open_engine(todo)
-    kernels.start("cpu", todo.threads, engine.precision)
+    kernels.start(todo.backend, todo.threads, engine.precision)
     tokens, numbers = 1 if todo.prompt else todo.tokens, count()
 
     def generate() -> tuple[float, int]:
@@ -88,7 +89,7 @@ def our_generation(work: dict[str, Any]) -> Callable[[], float]:
 def open_engine(work: Generation) -> Engine:
     """The model with its engine. Raises UserError for a precision that the engine has not."""
     model = formats.load(work.model)
-    return Engine(model) if work.precision is None else Engine(model, precision=work.precision)
+    return Engine(model, work.backend, precision=work.precision or "stored")
 
 
 def within(work: Generation, context: int) -> Generation:

@@ -63,7 +63,7 @@ class TorchGPT2(TorchModel):
         self.initialize()
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1]))
+        x = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.h:
             x = block(x)
         return self.ln_f(x)

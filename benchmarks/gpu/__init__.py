@@ -1,0 +1,1 @@
+"""What the GPU's kernels are worth on the card of this machine: right, how near its ceilings, and beside PyTorch."""
