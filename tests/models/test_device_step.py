@@ -68,6 +68,21 @@ def test_loss_gradients_and_steps_are_those_of_the_reference(config, precision):
     np.testing.assert_allclose(norms, their_norms, rtol=TOLERANCE[precision])
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.02)])
+def test_ten_steps_on_one_batch_lose_as_they_do_on_the_cpu(precision, tolerance):
+    x, y = batches(1)[0]
+    losses = []
+    for backend in ("cuda", "cpu"):
+        model = make(backend, GPT2, precision=precision)
+        optimizer, made = AdamW.of(model), []
+        for step in range(10):
+            made.append(float(model.loss_and_gradients(x, y)))
+            optimizer.update(step + 1, 3e-3, clip_scale(optimizer.gradient_norm(), 1.0))
+        losses.append(made)
+    np.testing.assert_allclose(losses[0], losses[1], atol=tolerance)
+    assert losses[0][-1] < losses[0][0] - 0.5
+
+
 @pytest.mark.parametrize("recompute", [1, 2])
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
 def test_what_is_made_again_is_the_same_to_the_bit(config, recompute):

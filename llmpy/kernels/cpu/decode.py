@@ -27,7 +27,7 @@ import numpy as np
 from numba import get_num_threads, prange
 
 from llmpy.kernels.cpu.compile import entry, i64, kernel
-from llmpy.kernels.cpu.decode_phases import (
+from llmpy.kernels.cpu.decode_model import (
     AT_MATRICES,
     ATT,
     ATTPROJ,
@@ -35,7 +35,6 @@ from llmpy.kernels.cpu.decode_phases import (
     COUNTER_BYTES,
     DOWN,
     FCPROJB,
-    FEW,
     GATE,
     HIDDEN,
     LN1B,
@@ -52,19 +51,22 @@ from llmpy.kernels.cpu.decode_phases import (
     SIZES,
     SPARE,
     Q,
+    forms_of,
+    matrix_of,
+    model_at,
+    row_of,
+    table_of,
+)
+from llmpy.kernels.cpu.decode_phases import (
+    FEW,
     add_product,
     attend,
     forms_for,
-    forms_of,
     make_heads,
     make_hidden,
     make_logits,
-    matrix_of,
-    model_at,
     normalize,
     ready,
-    row_of,
-    table_of,
 )
 from llmpy.kernels.cpu.dots import call_entry, products_entry, weighted_sum_entry
 from llmpy.matrix import Matrix

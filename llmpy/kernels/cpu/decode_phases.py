@@ -6,25 +6,49 @@ its tasks, and returns the number of the next.
 
 from __future__ import annotations
 
-from collections import namedtuple
-from typing import Any
-
 import numpy as np
-from numba import carray, njit, types
-from numba.extending import intrinsic
+from numba import njit
 
 from llmpy.kernels.cpu.compile import helper
-from llmpy.kernels.cpu.dots import AHEAD, BYTES, FLOATS, GROUP, HALVES, KINDS, call_entry, form_of
-from llmpy.kernels.cpu.scalars import fetch_add, narrow_like, prefetch, store_bfloat16, store_float, wait_until
+from llmpy.kernels.cpu.decode_model import (
+    ADDRESS,
+    ATT,
+    ATTPROJ,
+    COS,
+    DOWN,
+    EPS,
+    FCB,
+    GATE,
+    HIDDEN,
+    KIND,
+    LOGITS,
+    QKVB,
+    QUERIES,
+    ROW_BYTES,
+    ROWS,
+    SIN,
+    UP,
+    K,
+    Q,
+    V,
+    X,
+    done,
+    matrix_of,
+    placed_of,
+    row_of,
+    take,
+    wait,
+)
+from llmpy.kernels.cpu.dot_bytes import GROUP
+from llmpy.kernels.cpu.dot_tiles import AHEAD
+from llmpy.kernels.cpu.dots import BYTES, FLOATS, HALVES, KINDS, call_entry, form_of
+from llmpy.kernels.cpu.scalars import narrow_like, prefetch, store_bfloat16, store_float
 from llmpy.kernels.cpu.vector_math import exp, gelu
 
-Q, K, V, ATTPROJ, GATE, UP, DOWN = range(7)  # the matrices of a layer; of a GPT-2, GATE is its fc and there is no UP
-ADDRESS, KIND, ROW_BYTES, ROWS = range(4)  # what the table says of each
 FEW = 2  # sequences for which every thread makes norms and forms itself
 TASKS = 8  # to a thread and phase, if there is work for so many
 SMALL = 16384  # products that one task should have at least
 BUNDLE = 8  # rows of a weight that are multiplied together
-COUNTER_BYTES = 128  # of a phase: how many tasks are taken, and a cache line later how many are done
 F32, BF16 = 0, 30
 LOWEST = np.float32(-3e38)
 
@@ -32,113 +56,7 @@ _FORMS = np.zeros(max(KINDS) + 1, np.int64)
 for _code, _title in KINDS.items():
     _FORMS[_code] = form_of(_title)
 
-MATRICES = ("x", "logits", "ln1w", "ln1b", "qkvb", "attprojb", "ln2w", "ln2b", "fcb", "fcprojb", "lnfw", "lnfb", "cos",
-            "sin", "eps", "normed", "q", "att", "hidden", "scores", "spare")  # fmt: skip
-OTHERS = ("table", "forms", "placed")
-X, LOGITS, LN1W, LN1B, QKVB, ATTPROJB, LN2W, LN2B, FCB, FCPROJB, LNFW, LNFB, COS, SIN, EPS = range(15)
-NORMED, QUERIES, ATT, HIDDEN, SCORES, SPARE = range(15, 21)
-
-Model = namedtuple(
-    "Model",
-    "S L C NH NKV hs H V T slots room threads interleaved narrow keys values products weighted_sum counters block",
-)
-"""Sizes, and the address of a block of int64 numbers: the sizes, then address and shape of every matrix, then the
-addresses of the others. Handed on by value, so it is small.
-
-Of the call: S sequences, x [S, C], logits [S, V], placed int32 [2, slots], the slot and the position of each.
-
-Of the model: L, C, NH, NKV, hs, H, V; the table of weights, int64 [L + 1, 7, 4], the head alone in its last layer;
-vectors [L, n], of the last norm [1, C], of width 0 where a model has none (without ln1b the norms are RMSNorms); cos
-and sin [T, hs / 2] of every position, or [0, 0]; eps [1, 1].
-
-Of the cache: the addresses of `keys` and `values` [L, slots, NKV, T, hs], bfloat16 if `narrow`.
-
-To work in: normed [(threads + 1) * slots, C] and forms uint8 [(threads + 1) * slots, 5 * room], first everybody's, then
-each thread's own; q and att [slots, NH * hs], hidden [slots, H], scores [threads, T], spare [threads, n]. `room` is the
-length of the longest vector, up to a multiple of 64. `products`, `weighted_sum` and `counters` are addresses."""
-
-
-SIZES = Model._fields[:-1]
-AT_MATRICES, AT_OTHERS = len(SIZES), len(SIZES) + 3 * len(MATRICES)
-
-
-def _make_pointer(element: Any) -> Any:
-    @intrinsic
-    def pointer(typingctx, address):
-        def codegen(context, build, sig, args):
-            return build.inttoptr(args[0], context.get_value_type(sig.return_type))
-
-        return types.CPointer(element)(types.int64), codegen
-
-    return pointer
-
-
-_int64s, _int32s = _make_pointer(types.int64), _make_pointer(types.int32)
-_floats, _bytes = _make_pointer(types.float32), _make_pointer(types.uint8)
-
-
-@helper
-def model_at(block):
-    """The Model of a block at an address."""
-    b = carray(_int64s(block), AT_MATRICES)
-    return Model(
-        b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12] != 0, b[13] != 0, b[14], b[15],
-        b[16], b[17], b[18], block,
-    )  # fmt: skip
-
-
-@helper
-def matrix_of(m, which):
-    """float32, two axes"""
-    entry = carray(_int64s(m.block + 8 * (AT_MATRICES + 3 * which)), 3)
-    return carray(_floats(entry[0]), (entry[1], entry[2]))
-
-
-@helper
-def row_of(m, which, row):
-    """One row of a matrix"""
-    entry = carray(_int64s(m.block + 8 * (AT_MATRICES + 3 * which)), 3)
-    return carray(_floats(entry[0] + 4 * row * entry[2]), entry[2])
-
-
-@helper
-def table_of(m, layer):
-    """int64 [7, 4]"""
-    return carray(_int64s(carray(_int64s(m.block), AT_OTHERS + 1)[AT_OTHERS] + layer * 7 * 4 * 8), (7, 4))
-
-
-@helper
-def forms_of(m, first):
-    """uint8 [slots, 5 * room], from this row on"""
-    address = carray(_int64s(m.block), AT_OTHERS + 2)[AT_OTHERS + 1]
-    return carray(_bytes(address + first * 5 * m.room), (m.slots, 5 * m.room))
-
-
-@helper
-def placed_of(m):
-    """int32 [2, slots]"""
-    return carray(_int32s(carray(_int64s(m.block), AT_OTHERS + 3)[AT_OTHERS + 2]), (2, m.slots))
-
-
-# ---- taking part ---------------------------------------------------------------------------------------------------
-
-
-@helper
-def _take(m, phase):
-    """The number of the next task of a phase."""
-    return fetch_add(np.uintp(m.counters + phase * COUNTER_BYTES))
-
-
-@helper
-def _done(m, phase):
-    fetch_add(np.uintp(m.counters + phase * COUNTER_BYTES + COUNTER_BYTES // 2))
-
-
-@helper
-def _wait(m, phase, tasks):
-    """Until all tasks of a phase are done -> the next phase."""
-    wait_until(np.uintp(m.counters + phase * COUNTER_BYTES + COUNTER_BYTES // 2), tasks)
-    return phase + 1
+# ---- sharing out ---------------------------------------------------------------------------------------------------
 
 
 @helper
@@ -225,11 +143,11 @@ def ready(m, phase, x, forms, needed):
             _make_forms(x[s], forms[s], m.room, needed)
         return phase
     while needed & (HALVES | BYTES):
-        s = _take(m, phase)
+        s = take(m, phase)
         if s >= m.S:
-            return _wait(m, phase, m.S)
+            return wait(m, phase, m.S)
         _make_forms(x[s], forms[s], m.room, needed)
-        _done(m, phase)
+        done(m, phase)
     return phase
 
 
@@ -242,12 +160,12 @@ def normalize(m, phase, w, b, normed, forms, needed):
             _make_forms(normed[s], forms[s], m.room, needed)
         return phase
     while True:
-        s = _take(m, phase)
+        s = take(m, phase)
         if s >= m.S:
-            return _wait(m, phase, m.S)
+            return wait(m, phase, m.S)
         _normalize(normed[s], row_of(m, X, s), w, b, row_of(m, EPS, 0)[0])
         _make_forms(normed[s], forms[s], m.room, needed)
-        _done(m, phase)
+        done(m, phase)
 
 
 @helper
@@ -344,13 +262,13 @@ def make_heads(m, phase, layer, weights, x, forms, spare):
     NH, hs, heads = m.NH, m.hs, m.NH + 2 * m.NKV
     tasks = _tasks_for(m, heads, m.S * heads * hs * m.C)
     while True:
-        task = _take(m, phase)
+        task = take(m, phase)
         if task >= tasks:
             _ask_for(m, weights[ATTPROJ], NH * hs)
-            return _wait(m, phase, tasks)
+            return wait(m, phase, tasks)
         for head in range(heads * task // tasks, heads * (task + 1) // tasks):
             _make_head(m, head, layer, weights, x, forms, spare)
-        _done(m, phase)
+        done(m, phase)
 
 
 @njit(fastmath={"nnan", "nsz", "reassoc"}, error_model="numpy")
@@ -393,16 +311,16 @@ def attend(m, phase, layer, scores, spare):
         keys += placed[1, s] + 1
     tasks = _tasks_for(m, S * NH, 2 * keys * NH * hs)
     while True:
-        task = _take(m, phase)
+        task = take(m, phase)
         if task >= tasks:
-            return _wait(m, phase, tasks)
+            return wait(m, phase, tasks)
         for each in range(S * NH * task // tasks, S * NH * (task + 1) // tasks):
             s, h = each // NH, each % NH
             slot, count, shared = placed[0, s], placed[1, s] + 1, h // (NH // m.NKV)
             k, v = _place(m, m.keys, layer, slot, 0, shared), _place(m, m.values, layer, slot, 0, shared)
             part = slice(h * hs, (h + 1) * hs)
             _attend(m, row_of(m, ATT, s)[part], row_of(m, QUERIES, s)[part], k, v, count, scores, spare)
-        _done(m, phase)
+        done(m, phase)
 
 
 # ---- what follows --------------------------------------------------------------------------------------------------
@@ -414,15 +332,15 @@ def add_product(m, phase, weight, b, x, forms, following):
     C = m.C
     tasks = _tasks_for(m, (C + BUNDLE - 1) // BUNDLE, m.S * C * x.shape[1])
     while True:
-        task = _take(m, phase)
+        task = take(m, phase)
         if task >= tasks:
             _ask_for(m, following, C)
-            return _wait(m, phase, tasks)
+            return wait(m, phase, tasks)
         first, last = _cut(C, task, tasks), _cut(C, task + 1, tasks)
         out = matrix_of(m, X)
         _product(m, out, first, weight, first, last, x, forms, True)
         _add_bias(m, out, first, b, first, last)
-        _done(m, phase)
+        done(m, phase)
 
 
 @helper
@@ -432,10 +350,10 @@ def make_hidden(m, phase, layer, weights, x, forms, spare):
     gated = weights[UP, ROWS] > 0
     tasks = _tasks_for(m, (H + BUNDLE - 1) // BUNDLE, 2 * S * H * m.C)
     while True:
-        task = _take(m, phase)
+        task = take(m, phase)
         if task >= tasks:
             _ask_for(m, weights[DOWN], H)
-            return _wait(m, phase, tasks)
+            return wait(m, phase, tasks)
         first, last = _cut(H, task, tasks), _cut(H, task + 1, tasks)
         n = last - first
         hidden = matrix_of(m, HIDDEN)
@@ -452,7 +370,7 @@ def make_hidden(m, phase, layer, weights, x, forms, spare):
             else:
                 for i in range(n):
                     row[i] = gelu(row[i])
-        _done(m, phase)
+        done(m, phase)
 
 
 @helper
@@ -460,9 +378,9 @@ def make_logits(m, phase, weight, x, forms):
     """m.logits [S, V]. A task is some rows of the head."""
     tasks = _tasks_for(m, (m.V + BUNDLE - 1) // BUNDLE, m.S * m.V * m.C)
     while True:
-        task = _take(m, phase)
+        task = take(m, phase)
         if task >= tasks:
-            return _wait(m, phase, tasks)
+            return wait(m, phase, tasks)
         first, last = _cut(m.V, task, tasks), _cut(m.V, task + 1, tasks)
         _product(m, matrix_of(m, LOGITS), first, weight, first, last, x, forms, False)
-        _done(m, phase)
+        done(m, phase)
