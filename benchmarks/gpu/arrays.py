@@ -13,6 +13,8 @@ from benchmarks.gpu.cases import STORED, Case, Operand, Same
 from llmpy.kernels import cuda
 from llmpy.kernels.cuda.array import DeviceArray, empty
 from llmpy.kernels.cuda.matrix import DeviceMatrix, upload
+from llmpy.kernels.cuda.matvec import add_linear, parts_shape
+from llmpy.kernels.cuda.workspace import scratch
 from llmpy.matrix import Matrix
 from llmpy.models.rotary import rotations
 from llmpy.precision import dtype
@@ -149,3 +151,9 @@ def _weights(case: Case, arguments: dict[str, Any]) -> dict[str, Any]:
     if case.rope:
         arguments["rope"] = (*(DeviceArray.of(each) for each in angles(case)), False)
     return arguments
+
+
+def add_product(y: DeviceArray, x: DeviceArray, w: DeviceMatrix, b: DeviceArray) -> None:
+    """y [S, OC] += x [S, C] w^T + b, as generation does it: with the statistics of the norm after it."""
+    parts = scratch("parts of a benchmark", *parts_shape(*y.shape), dtype=np.float32)
+    add_linear(y, parts, x, w, b)

@@ -266,9 +266,9 @@ def decode_attention(S: int, T: int, NH: int, NKV: int, hs: int) -> Case:
 
 
 def few_rows(S: int, OC: int, C: int, kind: str) -> Case:
-    """A product of S rows with a weight as it is stored."""
+    """A product of S rows with a weight as it is stored, added to the residual stream."""
     return Case("linear of few rows", "generation", f"{S} x {OC} x {C} {kind}", {
-        "y": f32(S, OC, role="out"), "x": f32(S, C), "w": Operand((OC, C), kind, scale=C**-0.5), "b": f32(OC),
+        "y": f32(S, OC, role="sum"), "x": f32(S, C), "w": Operand((OC, C), kind, scale=C**-0.5), "b": f32(OC),
     })  # fmt: skip
 
 

@@ -12,14 +12,13 @@ from benchmarks.gpu import arrays
 from benchmarks.gpu.cases import HEAD_SIZES, STORED, Case, attention, decode_attention, few_rows, named, of_model
 from llmpy import kernels
 from llmpy.kernels import cuda, reference
-from llmpy.kernels.cuda import matvec
 from llmpy.kernels.cuda.weights import Weight
 from llmpy.kernels.reference.attention import attention_decode
 
 LIMITS = {"float32": 1e-5, "bfloat16": 1e-2}  # of |difference| / |reference|, L2 norms of whole arrays
 BESIDES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # what generation has beside the contract
     "attention_decode": (cuda.attention_decode, attention_decode),
-    "linear of few rows": (matvec.linear, reference.linear_forward),
+    "linear of few rows": (arrays.add_product, lambda y, x, w, b: reference.linear_forward(y, x, w, b, residual=y)),
 }
 
 

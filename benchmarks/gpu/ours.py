@@ -13,7 +13,6 @@ from benchmarks.gpu.stopwatch import Stopwatch
 from llmpy.bench.work import Work, work_of
 from llmpy.errors import UserError
 from llmpy.kernels import cuda, reference
-from llmpy.kernels.cuda import matvec
 from llmpy.kernels.cuda.array import empty
 
 PRODUCTS = ("linear_forward", "linear_backward", "classifier_forward", "classifier_backward")
@@ -66,7 +65,7 @@ def _call(case: Case, arguments: dict[str, Any]) -> Callable[[], object]:
         return partial(cuda.attention_decode, **arguments)
     if case.operation == "attention_backward":
         _attended(arguments)
-    ours = matvec.linear if case.label.endswith(STORED) else getattr(cuda, case.operation)
+    ours = arrays.add_product if case.label.endswith(STORED) else getattr(cuda, case.operation)
     return partial(ours, **arguments)
 
 
@@ -87,7 +86,7 @@ def _work(case: Case, arguments: dict[str, Any]) -> Work:
     if case.label.endswith(STORED):
         w = arguments["w"]
         read = w.data.nbytes + (0 if w.scales is None else w.scales.nbytes)
-        return Work(case.key, 0, read + sum(arguments[name].nbytes for name in ("x", "y", "b")))
+        return Work(case.key, 0, read + sum(arguments[name].nbytes for name in ("x", "y", "y", "b")))
     parameters = inspect.signature(getattr(reference, case.operation, cuda.attention_decode)).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
     return work_of(case.operation, defaults | arguments)

@@ -116,9 +116,9 @@ def _operation(case: Case, device: str, attention: str) -> Callable[[], object] 
         case "global_norm":
             return partial(torch.linalg.vector_norm, a["g"])
         case "linear of few rows" if case.label.endswith("BF16"):
-            return partial(F.linear, a["x"].bfloat16(), a["w"].bfloat16(), a["b"].bfloat16())
+            return _add_product(*(a[name].bfloat16() for name in ("y", "x", "w", "b")))
         case "linear of few rows" if case.label.endswith("F32"):
-            return partial(F.linear, a["x"], a["w"], a["b"])
+            return _add_product(*(a[name] for name in ("y", "x", "w", "b")))
     return None
 
 
@@ -160,6 +160,10 @@ def _linear(a: dict[str, Any]) -> torch.Tensor:
     if "residual" in a:
         return a["residual"] + y
     return F.gelu(y, approximate="tanh") if "pre_gelu" in a else y
+
+
+def _add_product(y: torch.Tensor, x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
+    return lambda: y + F.linear(x, w, b)
 
 
 def _swiglu(gateup: torch.Tensor) -> torch.Tensor:
