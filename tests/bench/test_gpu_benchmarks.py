@@ -349,9 +349,9 @@ def test_a_part_that_does_not_exist_is_refused():
         command.main(["--only", "speed,checks"])
 
 
-def test_a_product_of_few_rows_counts_what_it_reads():
+def test_a_product_of_few_rows_counts_what_it_moves():
     from benchmarks.gpu import arrays, ours
 
     case = few_rows(2, 64, 96, "Q8_0")
     work = ours._work(case, arrays.on_device(case, "bfloat16"))
-    assert work.bytes == 64 * 96 + 64 * 3 * 4 + 4 * (2 * 96 + 2 * 64 + 64)
+    assert work.bytes == 64 * 96 + 64 * 3 * 4 + 4 * (2 * 96 + 2 * (2 * 64) + 64)  # y is read and written
