@@ -23,13 +23,13 @@ import numpy as np
 
 from llmpy import kernels
 from llmpy.bench import loss_curve, machine, peers
-from llmpy.config import SHAPE, is_llama, shape_of
 from llmpy.data.corpora import open_corpus
 from llmpy.errors import UserError
-from llmpy.files import write_text_atomic
-from llmpy.precision import resolve
-from llmpy.progress import Bar, bar
-from llmpy.tokenizers import Tokenizer
+from llmpy.models.config import SHAPE, is_llama, shape_of
+from llmpy.models.precision import resolve
+from llmpy.tokenization.base import Tokenizer
+from llmpy.utils.atomic_files import write_text_atomic
+from llmpy.utils.progress_bar import Bar, bar
 
 WINDOW = 20
 STEPS = {"float32": 500, "bfloat16": 300}

@@ -16,14 +16,15 @@ import sys
 
 import numpy as np
 
-from llmpy import formats, kernels
+from llmpy import kernels
 from llmpy.bench import machine, perplexity, report
 from llmpy.data.corpora import open_corpus
-from llmpy.engine import Engine
 from llmpy.errors import UserError
-from llmpy.precision import SHORT
-from llmpy.progress import bar
-from llmpy.tokenizers import Tokenizer
+from llmpy.formats.load import load_model
+from llmpy.inference.engine import Engine
+from llmpy.models.precision import SHORT
+from llmpy.tokenization.base import Tokenizer
+from llmpy.utils.progress_bar import bar
 
 MOST_CONTEXT = 1024  # of the windows, where nothing else is asked for
 
@@ -45,7 +46,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    model = formats.load(args.model)
+    model = load_model(args.model)
     tokenizer = Tokenizer.from_spec(args.tokenizer) if args.tokenizer else model.tokenizer
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer beside it: give --tokenizer FILE")

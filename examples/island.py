@@ -26,9 +26,10 @@ from chronicle import Memory, Scene, Villager, evening, worth_telling
 from minds import Minds, Tale, Wish
 
 import llmpy
-from llmpy import kernels, progress
+from llmpy import kernels
 from llmpy.errors import UserError
-from llmpy.precision import resolve
+from llmpy.models.precision import resolve
+from llmpy.utils import progress_bar
 
 GIRLS, BOYS = (
     names.split()
@@ -184,7 +185,7 @@ def tell(island: Island, hours: int, scenes_an_hour: int) -> None:
     told: set[str] = set()
     day: list[Scene] = []
     for hour in range(FIRST_HOUR, FIRST_HOUR + hours):
-        with progress.bar(f"{hour}:00", None, "scenes") as bar:
+        with progress_bar.bar(f"{hour}:00", None, "scenes") as bar:
             scenes = island.hour(hour, bar.advance)
         day += scenes
         print(f"\n== {hour}:00 ==")

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from llmpy import Engine
-from llmpy.batching import Request
-from llmpy.engine import prompt_ids, stop_ids_of
 from llmpy.errors import UserError
-from llmpy.formats import LoadedModel
-from llmpy.sampling import Sampling
-from llmpy.slots import History
-from llmpy.streaming import TextStream
-from llmpy.tokenizers import SentencePieceTokenizer, StreamDecoder
+from llmpy.formats.load import LoadedModel
+from llmpy.inference.engine import prompt_ids, stop_ids_of
+from llmpy.inference.kv_cache import History
+from llmpy.inference.sampling import Sampling
+from llmpy.inference.scheduler import Request
+from llmpy.inference.text_stream import TextStream
+from llmpy.tokenization.base import SentencePieceTokenizer, StreamDecoder
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, min_p=0.05)
 

@@ -15,18 +15,18 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "load": "llmpy.formats",
+_PUBLIC = {  # "module", or "module:name" where the name differs there
+    "load": "llmpy.formats.load:load_model",
     "GPT2": "llmpy.models.gpt2",
-    "GPT2Config": "llmpy.config",
+    "GPT2Config": "llmpy.models.config",
     "Llama": "llmpy.models.llama",
-    "LlamaConfig": "llmpy.config",
-    "TrainConfig": "llmpy.run_config",
-    "Trainer": "llmpy.trainer",
-    "Engine": "llmpy.engine",
-    "History": "llmpy.slots",
-    "Sampling": "llmpy.sampling",
-    "Tokenizer": "llmpy.tokenizers",
+    "LlamaConfig": "llmpy.models.config",
+    "TrainConfig": "llmpy.training.config",
+    "Trainer": "llmpy.training.trainer",
+    "Engine": "llmpy.inference.engine",
+    "History": "llmpy.inference.kv_cache",
+    "Sampling": "llmpy.inference.sampling",
+    "Tokenizer": "llmpy.tokenization.base",
     "UserError": "llmpy.errors",
 }
 __all__ = [*_PUBLIC, "__version__"]
@@ -34,7 +34,8 @@ __all__ = [*_PUBLIC, "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+        module, _, attribute = _PUBLIC[name].partition(":")
+        return getattr(importlib.import_module(module), attribute or name)
     raise AttributeError(f"module 'llmpy' has no attribute {name!r}")
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llmpy.config import LlamaConfig
-from llmpy.formats import huggingface
-from llmpy.parameters import Parameters
-from llmpy.tokenizers import ByteTokenizer
+from llmpy.formats.huggingface import folder as huggingface
+from llmpy.models.config import LlamaConfig
+from llmpy.models.parameters import Parameters
+from llmpy.tokenization.base import ByteTokenizer
 from tests.formats.conftest import llama_parameters
 
 START, END = 257, 258  # <|im_start|>, <|im_end|>

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from llmpy.config import GPT2Config, LlamaConfig
-from llmpy.engine import Engine
+from llmpy.inference.engine import Engine
+from llmpy.models.config import GPT2Config, LlamaConfig
 from tests.formats.conftest import llama_parameters, make_model
 
 GPT2 = GPT2Config(vocab_size=61, context=48, layers=2, heads=3, channels=12)

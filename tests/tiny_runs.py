@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from llmpy.data.shards import write_shard
-from llmpy.run_config import TrainConfig
-from llmpy.trainer import Trainer
+from llmpy.formats.llmc.shards import write_shard
+from llmpy.training.config import TrainConfig
+from llmpy.training.trainer import Trainer
 
 VOCABULARY = 257  # of the tokenizer of bytes
 TEXT = b"The quick brown fox jumps over the lazy dog, and the dog sleeps on. " * 30

@@ -19,8 +19,8 @@ if not __package__:  # python benchmarks/gpu
 from benchmarks.gpu import card, plan, report, sections, targets
 from llmpy.bench.machine import version_of
 from llmpy.errors import UserError
-from llmpy.files import write_text_atomic
-from llmpy.kernels import requirements
+from llmpy.kernels import gpu_requirements
+from llmpy.utils.atomic_files import write_text_atomic
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
@@ -38,8 +38,8 @@ def main(words: list[str] | None = None) -> int:
     only = args.only.split(",") if args.only else list(plan.SECTIONS)
     if unknown := sorted(set(only) - set(plan.SECTIONS)):
         raise UserError(f"--only {','.join(unknown)}: there is no such part: use {', '.join(plan.SECTIONS)}")
-    if requirements.is_interpreted() or (lacks := requirements.missing()) is not None:
-        what = "TRITON_INTERPRET=1 is set" if requirements.is_interpreted() else f"{lacks.name} is missing"
+    if gpu_requirements.is_interpreted() or (lacks := gpu_requirements.missing()) is not None:
+        what = "TRITON_INTERPRET=1 is set" if gpu_requirements.is_interpreted() else f"{lacks.name} is missing"
         raise UserError(f"needs an NVIDIA GPU; llmpy doctor says what is missing ({what})")
     torch = version_of("torch") is not None
     if not torch:

@@ -11,14 +11,14 @@ import numpy as np
 
 from benchmarks.gpu.cases import STORED, Case, Operand, Same
 from llmpy.kernels import cuda
-from llmpy.kernels.cuda.array import DeviceArray, empty
-from llmpy.kernels.cuda.matrix import DeviceMatrix, upload
-from llmpy.kernels.cuda.matvec import add_linear, parts_shape
-from llmpy.kernels.cuda.workspace import scratch
-from llmpy.matrix import Matrix
-from llmpy.models.rotary import rotations
-from llmpy.precision import dtype
-from llmpy.stored import BLOCK_TYPES, quantize_into
+from llmpy.kernels.cuda.decode.fused_linear import add_linear, parts_shape
+from llmpy.kernels.cuda.decode.matrix import DeviceMatrix, upload
+from llmpy.kernels.cuda.runtime.array import DeviceArray, empty
+from llmpy.kernels.cuda.runtime.workspace import scratch
+from llmpy.models.inference_weights import BLOCK_TYPES, quantize_into
+from llmpy.models.precision import dtype
+from llmpy.models.rope import rotations
+from llmpy.quant.matrix import Matrix
 
 POOL = 2**20  # random numbers that a large array on the device repeats
 KINDS = {kind.name: kind for kind in BLOCK_TYPES.values()}
@@ -98,7 +98,7 @@ def _exact(buffer: Any) -> np.ndarray:
 
 def angles(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin, float32 [T, hs/2], by which attention turns the q and k of a case."""
-    from llmpy.config import LlamaConfig
+    from llmpy.models.config import LlamaConfig
 
     T, hs = case.operands()["k"].shape[1::2]
     return rotations(LlamaConfig(head_size=hs), T)

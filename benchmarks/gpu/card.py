@@ -10,7 +10,7 @@ from typing import Any
 
 from llmpy import __version__
 from llmpy.bench.machine import cpu_name, memory_bytes, version_of
-from llmpy.kernels import cards, probe
+from llmpy.kernels import gpu_detect, gpu_specs
 
 PACKAGES = (
     "numpy",
@@ -26,10 +26,10 @@ PACKAGES = (
 
 def describe() -> dict[str, Any]:
     """The card that is computed on and the software, in types that JSON can hold; nothing is opened for it."""
-    driver = probe.ask()
+    driver = gpu_detect.ask()
     assert driver is not None  # or there would have been nothing to measure
     card = driver.cards[0]
-    peak = cards.peak(card.name)
+    peak = gpu_specs.peak(card.name)
     return {
         "name": card.name,
         "capability": f"{card.capability[0]}.{card.capability[1]}",
@@ -66,7 +66,7 @@ def ceilings(copied: int, square: int, flush: int) -> Iterator[dict[str, float]]
     from benchmarks.gpu.arrays import POOL, repeat
     from benchmarks.gpu.stopwatch import Stopwatch
     from llmpy.kernels import cuda
-    from llmpy.kernels.cuda.array import DeviceArray, empty
+    from llmpy.kernels.cuda.runtime.array import DeviceArray, empty
 
     watch, (to, source) = Stopwatch(flush), empty(2, copied, dtype=np.uint8)
     yield {"copy_gb_per_s": 2 * copied / watch.seconds(lambda: cuda.copy(to, source)) / 1e9}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmpy.config import GPT2Config, LlamaConfig, ModelConfig, config_from_dict, from_descriptor
+from llmpy.models.config import GPT2Config, LlamaConfig, ModelConfig, config_from_dict, from_descriptor
 
 ADAMW = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": 7, "grad_scale": 0.5}
 HEAD_SIZES = (64, 80, 96, 128)

@@ -12,7 +12,7 @@ from benchmarks.gpu import arrays
 from benchmarks.gpu.cases import HEAD_SIZES, STORED, Case, attention, decode_attention, few_rows, named, of_model
 from llmpy import kernels
 from llmpy.kernels import cuda, reference
-from llmpy.kernels.cuda.weights import Weight
+from llmpy.kernels.cuda.gemm.packed_weight import Weight
 from llmpy.kernels.reference.attention import attention_decode
 
 LIMITS = {"float32": 1e-5, "bfloat16": 1e-2}  # of |difference| / |reference|, L2 norms of whole arrays

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmpy.bench.timing import ENVIRONMENT, ROOT
-from llmpy.progress import duration
+from llmpy.utils.progress_bar import duration
 
 TICK = 0.5  # seconds after which something is shown although nothing was said
 

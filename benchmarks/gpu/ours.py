@@ -10,10 +10,10 @@ from typing import Any
 from benchmarks.gpu import arrays
 from benchmarks.gpu.cases import STORED, Case, timed
 from benchmarks.gpu.stopwatch import Stopwatch
-from llmpy.bench.work import Work, work_of
+from llmpy.bench.flop_count import Work, work_of
 from llmpy.errors import UserError
 from llmpy.kernels import cuda, reference
-from llmpy.kernels.cuda.array import empty
+from llmpy.kernels.cuda.runtime.array import empty
 
 PRODUCTS = ("linear_forward", "linear_backward", "classifier_forward", "classifier_backward")
 PRECISION = "bfloat16"

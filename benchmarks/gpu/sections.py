@@ -12,7 +12,7 @@ from benchmarks.gpu.cases import named
 from benchmarks.gpu.children import Outcome, Task, run
 from benchmarks.gpu.plan import SECTIONS, Plan
 from llmpy.bench.peers import thread_settings
-from llmpy.progress import bar
+from llmpy.utils.progress_bar import bar
 
 CHECKING = 8  # processes at most: most of the time goes into compiling, which each does on one core
 

@@ -12,14 +12,14 @@ import numpy as np
 
 from benchmarks.gpu.arrays import POOL, repeat
 from llmpy import kernels
-from llmpy.config import ModelConfig, config_from_dict
 from llmpy.errors import UserError
 from llmpy.kernels import cuda
-from llmpy.kernels.cuda import device
-from llmpy.kernels.cuda.array import DeviceArray, empty
+from llmpy.kernels.cuda.runtime import device
+from llmpy.kernels.cuda.runtime.array import DeviceArray, empty
 from llmpy.models import Model, new_model
-from llmpy.monitor import flops_per_token
-from llmpy.optimizer import AdamW
+from llmpy.models.config import ModelConfig, config_from_dict
+from llmpy.training.console import flops_per_token
+from llmpy.training.optimizer import AdamW
 
 LR, CLIP = 1e-4, 1.0
 

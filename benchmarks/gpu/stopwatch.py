@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 
-from llmpy.kernels.cuda import device
-from llmpy.kernels.cuda.array import empty
+from llmpy.kernels.cuda.runtime import device
+from llmpy.kernels.cuda.runtime.array import empty
 
 FLUSH = 256 * 2**20  # bytes that are written before each run: several times the largest L2 cache
 SECONDS = 0.15  # to measure one thing for

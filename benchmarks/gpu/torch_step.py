@@ -18,9 +18,9 @@ from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 from torch.nn.attention import sdpa_kernel
 
 from benchmarks.gpu.torch_ops import BACKENDS
-from llmpy.bench.torch_gpt2 import TorchGPT2
-from llmpy.config import config_from_dict
+from llmpy.bench.torch_peer.gpt2 import TorchGPT2
 from llmpy.models import new_model
+from llmpy.models.config import config_from_dict
 
 LR, CLIP = 1e-4, 1.0
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from llmpy import kernels
 from llmpy.bench import machine, peers, timing
-from llmpy.config import LlamaConfig, ModelConfig
-from llmpy.precision import dtype
-from llmpy.progress import bar
+from llmpy.models.config import LlamaConfig, ModelConfig
+from llmpy.models.precision import dtype
+from llmpy.utils.progress_bar import bar
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def pytorch_attention(heads: dict[str, Any], threads: int) -> Callable[[], objec
     """On q, k and v of their own, [B, NH, T, hs] as it likes them best; gradients are dropped, not copied."""
     import torch
 
-    from llmpy.bench.torch_model import as_tensor
+    from llmpy.bench.torch_peer.model import as_tensor
 
     torch.set_num_threads(threads)
     shape = Heads(**heads)

@@ -17,14 +17,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llmpy import formats, kernels
-from llmpy.bench import ceilings, machine, timing
-from llmpy.config import LlamaConfig, ModelConfig
-from llmpy.engine import Engine
+from llmpy import kernels
+from llmpy.bench import machine, roofline, timing
 from llmpy.errors import UserError
-from llmpy.formats import huggingface, llama2c
-from llmpy.formats.parts import take_parameters
-from llmpy.progress import bar
+from llmpy.formats import llama2c
+from llmpy.formats.huggingface import folder as huggingface
+from llmpy.formats.load import load_model
+from llmpy.formats.tensor_map import take_parameters
+from llmpy.inference.engine import Engine
+from llmpy.models.config import LlamaConfig, ModelConfig
+from llmpy.utils.progress_bar import bar
 
 FIRST = 1  # the token that every text begins with, where nothing else is said: BOS of llama2.c
 
@@ -88,7 +90,7 @@ def our_generation(work: dict[str, Any]) -> Callable[[], float]:
 
 def open_engine(work: Generation) -> Engine:
     """The model with its engine. Raises UserError for a precision that the engine has not."""
-    model = formats.load(work.model)
+    model = load_model(work.model)
     return Engine(model, work.backend, precision=work.precision or "stored")
 
 
@@ -154,7 +156,7 @@ def bench(work: Generation, rounds: int, rivals: list[Rival], folder: Path) -> d
         contestants = [stack.enter_context(_ours(each)) for each in (work, *alone)]
         contestants += [stack.enter_context(rival.contestant(work, folder)) for rival in rivals]
         memory = stack.enter_context(timing.worker("the ceilings"))
-        memory.prepare("llmpy.bench.ceilings:reading", warm_up=1, threads=work.threads, seconds=ceilings.SECONDS / 5)
+        memory.prepare("llmpy.bench.roofline:reading", warm_up=1, threads=work.threads, seconds=roofline.SECONDS / 5)
         shown = stack.enter_context(bar("measuring", rounds * (len(contestants) + 1), "turns"))
         *times, bandwidths = timing.turns([*contestants, timing.OwnClock(memory)], rounds, shown.advance)
     measured = [_speed(name, seconds) for name, seconds in zip(names, times, strict=True)]

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmpy import formats
 from llmpy.bench import peers, timing
 from llmpy.bench.decode import Generation, Rival
-from llmpy.config import LlamaConfig
 from llmpy.errors import UserError
 from llmpy.formats import llama2c
-from llmpy.sentencepiece_files import CONTROL, NORMAL, UNKNOWN, Pieces, write_llama2c
+from llmpy.formats.load import load_model
+from llmpy.models.config import LlamaConfig
+from llmpy.tokenization.sentencepiece_files import CONTROL, NORMAL, UNKNOWN, Pieces, write_llama2c
 
 _SPEED = re.compile(r"achieved tok/s: (\S+)")
 
@@ -42,7 +42,7 @@ class Llama2c:
             raise UserError("llama2.c reads a prompt token by token: leave out --prompt, or --against llama2c")
         if not os.access(self.binary, os.X_OK) or self.binary.is_dir():
             raise UserError(f"--binary {self.binary}: there is no such program: build llama2.c's run with make runomp")
-        loaded = formats.load(work.model)
+        loaded = load_model(work.model)
         config = loaded.config
         if not isinstance(config, LlamaConfig):
             raise UserError("llama2.c runs Llamas: leave out --against llama2c")
@@ -118,7 +118,7 @@ class Torch:
         with timing.worker(self.name, self.peer.environment | peers.thread_settings(work.threads)) as process:
             sizes = {"prompt": work.prompt, "threads": work.threads, "wide": work.precision in (None, "float32")}
             process.prepare(
-                "llmpy.bench.torch_reading:reading",
+                "llmpy.bench.torch_peer.prefill:reading",
                 warm_up=2,
                 model=work.model,
                 compiled=self.peer.compiled,

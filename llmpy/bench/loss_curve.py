@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.models import Model, new_model
-from llmpy.optimizer import AdamW, clip_scale, learning_rate
-from llmpy.progress import Bar
+from llmpy.models.config import LlamaConfig, ModelConfig
+from llmpy.training.optimizer import AdamW, clip_scale, learning_rate
+from llmpy.utils.progress_bar import Bar
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ def pytorch(curve: Curve, bar: Bar, nudge: float = 0.0, precision: str = "float3
     """
     import torch
 
-    from llmpy.bench.torch_gpt2 import TorchGPT2
-    from llmpy.bench.torch_llama import TorchLlama
-    from llmpy.bench.torch_model import TorchModel, autocast
+    from llmpy.bench.torch_peer.gpt2 import TorchGPT2
+    from llmpy.bench.torch_peer.llama import TorchLlama
+    from llmpy.bench.torch_peer.model import TorchModel, autocast
 
     shape = curve.config
     model: TorchModel = TorchLlama(shape) if isinstance(shape, LlamaConfig) else TorchGPT2(shape)

@@ -17,12 +17,12 @@ import numpy as np
 
 from llmpy import kernels
 from llmpy.bench import machine, peers, timing
-from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.errors import UserError
-from llmpy.memory import MemoryPlan
+from llmpy.models.config import LlamaConfig, ModelConfig
+from llmpy.models.precision import dtype
 from llmpy.models.transformer import LOGITS_ROWS
-from llmpy.precision import dtype
-from llmpy.progress import bar
+from llmpy.utils.memory import MemoryPlan
+from llmpy.utils.progress_bar import bar
 
 KINDS = ("forward", "dx", "dw")
 
@@ -84,7 +84,7 @@ def products(config: ModelConfig, rows: Sequence[int], precision: str = "float32
 def our_product(product: dict[str, Any], threads: int) -> Callable[[], np.ndarray]:
     work = Product(**product)
     kernels.start("cpu", threads, precision=work.precision)
-    from llmpy.kernels.cpu.gemm import NN, NT, TN, gemm
+    from llmpy.kernels.cpu.gemm.gemm import NN, NT, TN, gemm
 
     x, w, dy = work.operands()
     weight = w if work.precision == "float32" else packed(w)
@@ -119,7 +119,7 @@ def numpy_product(product: dict[str, Any], threads: int) -> Callable[[], np.ndar
 def pytorch_product(product: dict[str, Any], threads: int) -> Callable[[], object]:
     import torch
 
-    from llmpy.bench.torch_model import as_tensor
+    from llmpy.bench.torch_peer.model import as_tensor
 
     torch.set_num_threads(threads)
     x, w, dy = (as_tensor(array) for array in Product(**product).operands())
@@ -139,7 +139,7 @@ def bench(
 
     Raises UserError where there are no others: bfloat16 without PyTorch.
     """
-    from llmpy.bench import ceilings  # not above: it loads our kernels, which no peer's process may
+    from llmpy.bench import roofline  # not above: it loads our kernels, which no peer's process may
 
     contestants = {"llm.py": "our_product"}
     if precision == "float32":
@@ -153,7 +153,7 @@ def bench(
             " take --precision float32"
         )
     kernels.start("cpu", threads, precision=precision)
-    ceiling = ceilings.ask(precision, threads)
+    ceiling = roofline.ask(precision, threads)
     todo = products(config, rows, precision)
     results = []
     with ExitStack() as stack, bar("measuring", len(todo) * rounds * len(contestants), "turns") as shown:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmpy.bench.machine import version_of
-from llmpy.config import LlamaConfig, ModelConfig
 from llmpy.errors import UserError
+from llmpy.models.config import LlamaConfig, ModelConfig
 
 if TYPE_CHECKING:
-    from llmpy.bench.torch_model import TorchModel
+    from llmpy.bench.torch_peer.model import TorchModel
 
 TCMALLOC = "libtcmalloc_minimal.so.4"
 FOLDERS = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu")
@@ -55,8 +55,8 @@ def require_torch() -> None:
 
 def torch_model(config: ModelConfig) -> TorchModel:
     """The config's family in PyTorch, with random values, and GPT-2's vocabulary padded."""
-    from llmpy.bench.torch_gpt2 import TorchGPT2
-    from llmpy.bench.torch_llama import TorchLlama
+    from llmpy.bench.torch_peer.gpt2 import TorchGPT2
+    from llmpy.bench.torch_peer.llama import TorchLlama
 
     return TorchLlama(config) if isinstance(config, LlamaConfig) else TorchGPT2(config, padded=True)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmpy.engine import Engine
+from llmpy.inference.engine import Engine
 from llmpy.models import new_decoder
-from llmpy.progress import Bar
+from llmpy.utils.progress_bar import Bar
 
 NOTHING = -1  # a target that counts for nothing: the places behind a story that ends before its window
 

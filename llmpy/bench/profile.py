@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
 
-from llmpy.bench import ceilings, timing
+from llmpy.bench import roofline, timing
+from llmpy.bench.flop_count import work_of
 from llmpy.bench.train import Step, our_step
-from llmpy.bench.work import work_of
 from llmpy.kernels import reference
-from llmpy.progress import bar
+from llmpy.utils.progress_bar import bar
 
 REST = "everything else (Python)"
 
@@ -106,7 +106,7 @@ def bench(step: Step, rounds: int) -> dict[str, Any]:
 
     benchmarks/README.md describes the fields.
     """
-    machine = ceilings.ask(step.precision, step.threads)
+    machine = roofline.ask(step.precision, step.threads)
     with timing.worker("llm.py") as us, bar("profiling", rounds, "turns") as shown:
         us.prepare("llmpy.bench.profile:our_profiled_steps", step=asdict(step))
         steps = []
@@ -117,7 +117,7 @@ def bench(step: Step, rounds: int) -> dict[str, Any]:
     return table(median["seconds"], [Line(**line) for line in median["lines"]], machine)
 
 
-def table(seconds: float, lines: list[Line], machine: ceilings.Ceilings) -> dict[str, Any]:
+def table(seconds: float, lines: list[Line], machine: roofline.Ceilings) -> dict[str, Any]:
     """What is told of a step that took so long: its operations, the longest first, and what is left for Python."""
     rest = Line(REST, 1, max(0.0, seconds - sum(line.seconds for line in lines)))
     lines = [*sorted(lines, key=lambda line: line.seconds, reverse=True), rest]
@@ -128,7 +128,7 @@ def table(seconds: float, lines: list[Line], machine: ceilings.Ceilings) -> dict
     }
 
 
-def _row(line: Line, seconds: float, machine: ceilings.Ceilings) -> dict[str, Any]:
+def _row(line: Line, seconds: float, machine: roofline.Ceilings) -> dict[str, Any]:
     row = asdict(line) | {"ms": timing.milliseconds(line.seconds), "share": round(line.seconds / seconds, 5)}
     del row["seconds"]
     if line.operation == REST:

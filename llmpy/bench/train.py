@@ -11,9 +11,9 @@ import numpy as np
 
 from llmpy import kernels
 from llmpy.bench import machine, peers, timing
-from llmpy.config import LlamaConfig, ModelConfig, config_from_dict
 from llmpy.errors import UserError
-from llmpy.progress import Bar, bar
+from llmpy.models.config import LlamaConfig, ModelConfig, config_from_dict
+from llmpy.utils.progress_bar import Bar, bar
 
 LR = 1e-4
 
@@ -47,7 +47,7 @@ def our_step(
 ) -> Callable[[], object]:
     """Our training step, ready to be called; on what `observe` makes of the kernels."""
     from llmpy.models import new_model
-    from llmpy.optimizer import AdamW, clip_scale
+    from llmpy.training.optimizer import AdamW, clip_scale
 
     work = Step.from_dict(step)
     kernels.start("cpu", work.threads, work.precision)
@@ -76,7 +76,7 @@ def pytorch_step(step: dict[str, Any], compiled: bool) -> Callable[[], object]:
     """
     import torch
 
-    from llmpy.bench.torch_model import autocast
+    from llmpy.bench.torch_peer.model import autocast
 
     work = Step.from_dict(step)
     torch.set_num_threads(work.threads)

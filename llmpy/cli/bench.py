@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmpy.errors import UserError
-from llmpy.precision import CHOICES, SHORT
+from llmpy.models.precision import CHOICES, SHORT
 
 if TYPE_CHECKING:
-    from llmpy.config import ModelConfig
+    from llmpy.models.config import ModelConfig
 
 SIZES = ("layers", "heads", "channels", "vocab_size")  # that may be given beside the model
 EIGHT_BITS = "q8"
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
 def _of_training(args: argparse.Namespace) -> dict[str, Any]:
     from llmpy.bench import attention, matmul, peers, profile, train
     from llmpy.kernels import cpu
-    from llmpy.precision import resolve
+    from llmpy.models.precision import resolve
 
     if args.profile and args.what != "train":
         raise UserError(f"--profile is of a training step: llmpy bench train --profile, not {args.what}")
@@ -166,9 +166,9 @@ def _of_training(args: argparse.Namespace) -> dict[str, Any]:
 
 def _decode(args: argparse.Namespace) -> dict[str, Any]:
     from llmpy.bench import decode, decode_peers, peers
-    from llmpy.config import is_descriptor
     from llmpy.kernels import cpu
-    from llmpy.precision import resolve
+    from llmpy.models.config import is_descriptor
+    from llmpy.models.precision import resolve
 
     precision = args.precision if args.precision in (None, EIGHT_BITS) else resolve(args.precision)
     threads, batch_size = cpu.set_threads(args.threads), args.batch_size or 1
@@ -192,7 +192,7 @@ def shape_of(args: argparse.Namespace, length: int) -> ModelConfig:
     """The model's shape, with what the flags change; its context is as long as the sequences need."""
     from dataclasses import replace
 
-    from llmpy.config import LlamaConfig, from_descriptor
+    from llmpy.models.config import LlamaConfig, from_descriptor
 
     config = from_descriptor(args.model)
     sizes: dict[str, Any] = {name: size for name in SIZES if (size := getattr(args, name)) is not None}

@@ -12,7 +12,7 @@ from llmpy.cli import generation
 from llmpy.errors import UserError
 
 if TYPE_CHECKING:
-    from llmpy.chat import Conversation
+    from llmpy.inference.conversation import Conversation
 
 EXAMPLES = """examples:
   llmpy chat HuggingFaceTB/SmolLM2-135M-Instruct       a small model from the hub
@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmpy.chat import Conversation
-    from llmpy.chat_templates import find_template
+    from llmpy.inference.chat_template import find_template
+    from llmpy.inference.conversation import Conversation
 
     if args.steps is not None and args.steps < 1:
         raise UserError(f"an answer must have room for 1 token or more, not {args.steps}")

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmpy.formats.convert import convert
+    from llmpy.tools.convert import convert
 
     print(convert(args.source, args.target.expanduser(), args.to, args.dtype, args.force), file=sys.stderr)
     return 0

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from llmpy.errors import UserError
-from llmpy.kernels.requirements import Part
+from llmpy.kernels.gpu_requirements import Part
 
 EXAMPLES = """examples:
   llmpy doctor                     a line for each part: ok, or missing and how to mend it
@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmpy.kernels import requirements
+    from llmpy.kernels import gpu_requirements
 
-    parts = {"cpu": of_cpu(), "gpu": requirements.of_gpu()}
+    parts = {"cpu": of_cpu(), "gpu": gpu_requirements.of_gpu()}
     usable = {name: all(part.ok or part.optional for part in of) for name, of in parts.items()}
     best = "gpu" if usable["gpu"] else "cpu" if usable["cpu"] else None
     if args.json:

@@ -12,8 +12,8 @@ from llmpy.cli import device
 from llmpy.errors import UserError
 
 if TYPE_CHECKING:
-    from llmpy.engine import Engine
-    from llmpy.formats import LoadedModel
+    from llmpy.formats.load import LoadedModel
+    from llmpy.inference.engine import Engine
 
 
 def add_arguments(parser: argparse.ArgumentParser, steps: int | None, steps_help: str) -> None:
@@ -96,12 +96,12 @@ def seed(args: argparse.Namespace) -> int:
 
 def start(args: argparse.Namespace) -> tuple[LoadedModel, Engine]:
     """The model, and the engine with its tokenizer. Raises UserError for what cannot be had."""
-    from llmpy import formats
-    from llmpy.engine import Engine
-    from llmpy.precision import of_generation
-    from llmpy.tokenizers import Tokenizer
+    from llmpy.formats.load import load_model
+    from llmpy.inference.engine import Engine
+    from llmpy.models.precision import of_generation
+    from llmpy.tokenization.base import Tokenizer
 
-    model = formats.load(args.model)
+    model = load_model(args.model)
     tokenizer = Tokenizer.from_spec(args.tokenizer) if args.tokenizer else model.tokenizer
     if tokenizer is None:
         raise UserError(f"{args.model} has no tokenizer beside it: give --tokenizer FILE, bytes or gpt2")
@@ -113,7 +113,7 @@ def start(args: argparse.Namespace) -> tuple[LoadedModel, Engine]:
 
 def _trained_in(run: Path) -> str:
     """The precision of a run folder's training, whose kernels are compiled already; of any other model, as stored."""
-    from llmpy.run_config import read_toml
+    from llmpy.training.config import read_toml
 
     if (run / "config.toml").is_file():
         try:

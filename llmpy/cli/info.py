@@ -11,7 +11,7 @@ from llmpy.cli import device
 from llmpy.errors import UserError
 
 if TYPE_CHECKING:
-    from llmpy.formats.describe import Description
+    from llmpy.tools.describe import Description
 
 EXAMPLES = """examples:
   llmpy info runs/default                            a run: its checkpoints, losses, model and configuration
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         return run_check(path, args)
 
-    from llmpy.formats.describe import describe, to_json
-    from llmpy.tokenizers import Tokenizer
+    from llmpy.tokenization.base import Tokenizer
+    from llmpy.tools.describe import describe, to_json
 
     description = describe(path, Tokenizer.from_spec(args.tokenizer) if args.tokenizer else None)
     if not args.tensors:
@@ -85,7 +85,7 @@ def as_text(value: Any) -> str:
 
 def run_check(model: Path, args: argparse.Namespace) -> int:
     """Logits, loss and every gradient of our model beside those in the file."""
-    from llmpy.formats.llmc_debug import check_debug_state
+    from llmpy.formats.llmc.debug_state import check_debug_state
 
     state = args.check.expanduser()
     differences = check_debug_state(model, state, device.start(args))

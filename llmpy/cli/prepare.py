@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llmpy.data.prepared import prepare
+    from llmpy.data.prepare import prepare
 
     data = prepare(args.source, args.tokenizer, args.out, val_fraction=args.val_fraction, field=args.field)
     tokens = data.train_tokens + data.val_tokens

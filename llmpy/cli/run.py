@@ -17,8 +17,8 @@ from llmpy.cli import chat, generation
 from llmpy.errors import UserError
 
 if TYPE_CHECKING:
-    from llmpy.streaming import TextStream
-    from llmpy.tokenizers import Tokenizer
+    from llmpy.inference.text_stream import TextStream
+    from llmpy.tokenization.base import Tokenizer
 
 EXAMPLES = """examples:
   llmpy run runs/default "The for loop"          continue a text with the model that llmpy train made
@@ -64,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args)
     seed = generation.seed(args)
 
-    from llmpy.engine import prompt_ids, stop_ids_of
-    from llmpy.streaming import TextStream
-    from llmpy.tokenizers import StreamDecoder
+    from llmpy.inference.engine import prompt_ids, stop_ids_of
+    from llmpy.inference.text_stream import TextStream
+    from llmpy.tokenization.base import StreamDecoder
 
     _, engine = generation.start(args)
     tokenizer = engine.tokenizer

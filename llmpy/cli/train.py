@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from llmpy.cli.generation import with_utf8_stdout
 from llmpy.errors import UserError
-from llmpy.run_config import TrainConfig, flag, from_settings, merged, read_toml, setting_types
+from llmpy.training.config import TrainConfig, flag, from_settings, merged, read_toml, setting_types
 
 if TYPE_CHECKING:
-    from llmpy.trainer import Result, Trainer
+    from llmpy.training.trainer import Result, Trainer
 
 EXAMPLES = """examples:
   llmpy train                                              a small model of the Python manual, in about a minute
@@ -133,8 +133,8 @@ def _make_trainer(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Trai
     settings = merged(read_toml(Path(args.config)), given) if args.config else given
     out = Path(args.out).expanduser() if args.out else default_out(settings.get("data"))
 
-    from llmpy import checkpoint
-    from llmpy.trainer import Trainer
+    from llmpy.training import checkpoint
+    from llmpy.training.trainer import Trainer
 
     if args.resume and checkpoint.holds_run(out):
         if args.config:
@@ -158,7 +158,7 @@ def default_out(data: str | None) -> Path:
 
 def _report(trainer: Trainer, result: Result, out: Path) -> int:
     """The last words: how it went, and the command that comes next."""
-    from llmpy.progress import duration
+    from llmpy.utils.progress_bar import duration
 
     losses = {"train loss": result.train_loss, "validation loss": result.val_loss}
     told = ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items() if loss is not None)

@@ -15,7 +15,7 @@ from pathlib import Path
 from llmpy.data import python_docs, text_files
 from llmpy.data.text_files import HoldOut, Piece, default_fraction
 from llmpy.errors import UserError
-from llmpy.files import cache_dir
+from llmpy.utils.atomic_files import cache_dir
 
 NAMES = ("python-docs", "shakespeare", "tinystories")
 
@@ -81,7 +81,7 @@ def _python_docs(val_fraction: float | None) -> Corpus:
 
 
 def _shakespeare() -> Corpus:
-    from llmpy.download import download
+    from llmpy.utils.download import download
 
     path = download(
         SHAKESPEARE_URL,
@@ -104,7 +104,7 @@ def _shakespeare() -> Corpus:
 
 
 def _tinystories() -> Corpus:
-    from llmpy.download import download
+    from llmpy.utils.download import download
 
     path = cache_dir() / "TinyStories_all_data.tar.gz"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import codecs
 from pathlib import Path
 
-from llmpy.data.shards import is_shard
 from llmpy.errors import UserError
 from llmpy.formats.llama2c import looks_like_version_0
-from llmpy.formats.meta_llama import FIRST_SHARD, PARAMS
-from llmpy.formats.pytorch_files import ZIP_MAGIC, is_torch_file
+from llmpy.formats.llmc.shards import is_shard
+from llmpy.formats.pytorch.checkpoint import ZIP_MAGIC, is_torch_file
+from llmpy.formats.pytorch.meta_llama import FIRST_SHARD, PARAMS
 
 DONE = "DONE"  # in a checkpoint: it is complete
 RUN = "run folder"

@@ -16,15 +16,15 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from llmpy.blocks import F32, Q8_0, quantize_into
-from llmpy.config import LlamaConfig
 from llmpy.errors import UserError
-from llmpy.files import write_atomic
-from llmpy.formats.llmc import check_size
-from llmpy.formats.parts import Part, checked_config, parts, read_parts, store_parts
-from llmpy.parameters import Parameters
-from llmpy.progress import bar
-from llmpy.stored import Copy, StoredWeights
+from llmpy.formats.llmc.model import check_size
+from llmpy.formats.tensor_map import Part, checked_config, parts, read_parts, store_parts
+from llmpy.models.config import LlamaConfig
+from llmpy.models.inference_weights import Copy, StoredWeights
+from llmpy.models.parameters import Parameters
+from llmpy.quant.types import F32, Q8_0, quantize_into
+from llmpy.utils.atomic_files import write_atomic
+from llmpy.utils.progress_bar import bar
 
 MAGIC = 0x616B3432
 HEADER_BYTES = {0: 28, 1: 256, 2: 256}

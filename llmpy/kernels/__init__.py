@@ -112,11 +112,11 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from llmpy import progress
 from llmpy.errors import UserError
+from llmpy.utils import progress_bar
 
 if TYPE_CHECKING:
-    from llmpy.memory import MemoryPlan
+    from llmpy.utils.memory import MemoryPlan
 
 BACKENDS = ("reference", "cpu", "cuda")
 _BACKEND = re.compile(rf"({'|'.join(BACKENDS)})|cuda:(\d{{1,4}})")
@@ -152,9 +152,9 @@ def load(backend: str) -> ModuleType:
     """
     name, ordinal = _parsed(backend)
     if name == "cuda":
-        from llmpy.kernels import requirements
+        from llmpy.kernels import gpu_requirements
 
-        requirements.check()
+        gpu_requirements.check()
     module = importlib.import_module(f"llmpy.kernels.{name}")
     if ordinal is not None:
         module.choose(ordinal)
@@ -181,13 +181,15 @@ def backend_of(device: str) -> str:
     """
     if device != "auto":
         return device
-    from llmpy.kernels import probe, requirements
+    from llmpy.kernels import gpu_detect, gpu_requirements
 
-    driver = None if requirements.is_interpreted() else probe.ask()
+    driver = None if gpu_requirements.is_interpreted() else gpu_detect.ask()
     if driver is None or not driver.cards:
         return "cpu"
-    if lacks := requirements.missing():
-        progress.note(f"computing on the CPU: for the {driver.cards[0].name}, {lacks.name} is missing: {lacks.remedy}")
+    if lacks := gpu_requirements.missing():
+        progress_bar.note(
+            f"computing on the CPU: for the {driver.cards[0].name}, {lacks.name} is missing: {lacks.remedy}"
+        )
         return "cpu"
     return "cuda"
 
@@ -203,9 +205,9 @@ def start(backend: str, threads: int | None = None, precision: str = "float32") 
     if hasattr(module, "set_threads"):
         module.set_threads(threads)
     if hasattr(module, "notice") and (notice := module.notice()):
-        progress.note(notice)
+        progress_bar.note(notice)
     if hasattr(module, "compile_all"):
-        with progress.bar("compiling the kernels, once on this machine", unit="kernels") as bar:
+        with progress_bar.bar("compiling the kernels, once on this machine", unit="kernels") as bar:
 
             def report(done: int, total: int, name: str) -> None:
                 bar.total = total
@@ -229,7 +231,7 @@ def take(plan: MemoryPlan, backend: str, *advice: str) -> dict[str, Any]:
 
 def room(backend: str) -> int | None:
     """Bytes that a plan may have where the backend computes; None where nobody says."""
-    from llmpy import memory  # here, because `--help` needs no arrays
+    from llmpy.utils import memory  # here, because `--help` needs no arrays
 
     module = load(backend)
     return module.room() if hasattr(module, "room") else memory.room()

@@ -5,14 +5,14 @@ Which of them a config describes is decided here and nowhere else.
 
 from __future__ import annotations
 
-from llmpy.config import LlamaConfig, ModelConfig
-from llmpy.memory import MemoryPlan
+from llmpy.models.config import LlamaConfig, ModelConfig
 from llmpy.models.decoder import Decoder
 from llmpy.models.gpt2 import GPT2
 from llmpy.models.gpt2_decode import GPT2Decoder
+from llmpy.models.inference_weights import StoredWeights
 from llmpy.models.llama import Llama
 from llmpy.models.llama_decode import LlamaDecoder
-from llmpy.stored import StoredWeights
+from llmpy.utils.memory import MemoryPlan
 
 Model = GPT2 | Llama
 

@@ -15,11 +15,11 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from llmpy import kernels
-from llmpy.config import GPT2Config, LlamaConfig
 from llmpy.errors import UserError
-from llmpy.memory import MemoryPlan
-from llmpy.precision import dtype
-from llmpy.stored import StoredWeights
+from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.inference_weights import StoredWeights
+from llmpy.models.precision import dtype
+from llmpy.utils.memory import MemoryPlan
 
 BLOCK = 512  # tokens of a prompt that are read at a time: they bound the memory that activations take
 MOST_POSITIONS = 4096  # newer models have positions for far more text than the cache of a small machine can hold

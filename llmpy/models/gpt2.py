@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmpy.config import GPT2Config
-from llmpy.memory import MemoryPlan
+from llmpy.models.bf16_weights import BFloat16Weights
+from llmpy.models.config import GPT2Config
+from llmpy.models.precision import dtype
 from llmpy.models.transformer import Transformer, Weights
-from llmpy.precision import dtype
-from llmpy.weights import BFloat16Weights
+from llmpy.utils.memory import MemoryPlan
 
 
 class _Kept(NamedTuple):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmpy.config import GPT2Config
-from llmpy.memory import MemoryPlan
+from llmpy.models.config import GPT2Config
 from llmpy.models.decoder import Attend, Decoder
+from llmpy.utils.memory import MemoryPlan
 
 
 class GPT2Decoder(Decoder[GPT2Config]):

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmpy.config import LlamaConfig
-from llmpy.memory import MemoryPlan
-from llmpy.models.rotary import rotations
+from llmpy.models.config import LlamaConfig
+from llmpy.models.precision import dtype
+from llmpy.models.rope import rotations
 from llmpy.models.transformer import Transformer, Weights
-from llmpy.precision import dtype
+from llmpy.utils.memory import MemoryPlan
 
 
 class _Kept(NamedTuple):

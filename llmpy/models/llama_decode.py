@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmpy.config import LlamaConfig
-from llmpy.memory import MemoryPlan
+from llmpy.models.config import LlamaConfig
 from llmpy.models.decoder import Attend, Decoder
-from llmpy.models.rotary import rotations
+from llmpy.models.rope import rotations
+from llmpy.utils.memory import MemoryPlan
 
 
 class LlamaDecoder(Decoder[LlamaConfig]):

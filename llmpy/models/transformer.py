@@ -13,14 +13,14 @@ from typing import Any, Generic, Self, SupportsFloat, TypeVar
 import numpy as np
 
 from llmpy import kernels
-from llmpy.config import ModelConfig
 from llmpy.errors import UserError
-from llmpy.memory import MemoryPlan
-from llmpy.models.device_step import DeviceStep, plan_batch
-from llmpy.parameters import Parameters, initialize, parameter_table, total_size
-from llmpy.precision import dtype
-from llmpy.rng import hash64
-from llmpy.weights import BFloat16Weights, plan_weights
+from llmpy.models.bf16_weights import BFloat16Weights, plan_weights
+from llmpy.models.config import ModelConfig
+from llmpy.models.graph_step import DeviceStep, plan_batch
+from llmpy.models.parameters import Parameters, initialize, parameter_table, total_size
+from llmpy.models.precision import dtype
+from llmpy.utils.memory import MemoryPlan
+from llmpy.utils.rng import hash64
 
 LOGITS_ROWS = 256  # rows of logits that exist at a time; a device has a number of its own
 Config = TypeVar("Config", bound=ModelConfig)

@@ -10,13 +10,13 @@ import pytest
 
 import llmpy
 from llmpy import UserError
-from llmpy.bench import ceilings, decode, decode_peers, peers, report, timing
+from llmpy.bench import decode, decode_peers, peers, report, roofline, timing
 from llmpy.cli import main
-from llmpy.config import GPT2Config, LlamaConfig
 from llmpy.formats import llama2c
 from llmpy.kernels import cpu
+from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.inference_weights import StoredWeights
 from llmpy.models.llama import Llama
-from llmpy.stored import StoredWeights
 
 LLAMA = LlamaConfig(61, 20, layers=2, heads=3, channels=24)
 OTHERS = [LlamaConfig(61, 20, layers=1, heads=2, channels=16, rope_interleaved=False), GPT2Config(61, 20, 1, 2, 16)]
@@ -45,7 +45,7 @@ class Llama:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     """Short turns; and the threads of this process are afterwards what they were."""
-    for module, name, value in ((timing, "PAUSE", 0.0), (timing, "QUICK", 0.005), (ceilings, "SECONDS", 0.005)):
+    for module, name, value in ((timing, "PAUSE", 0.0), (timing, "QUICK", 0.005), (roofline, "SECONDS", 0.005)):
         monkeypatch.setattr(module, name, value)
     yield
     cpu.set_threads()
@@ -197,7 +197,7 @@ def test_pytorch_reads_the_prompt(model, tmp_path, precision):
     work = decode.Generation(model, precision, 1, prompt=7)
     with decode_peers.Torch(peers.Peer("PyTorch", False, {})).contestant(work, tmp_path) as contestant:
         assert contestant.turn() > 0
-    from llmpy.bench.torch_llama import TorchLlama
+    from llmpy.bench.torch_peer.llama import TorchLlama
 
     loaded = llmpy.load(model)
     ids = work.prompt_ids(61)

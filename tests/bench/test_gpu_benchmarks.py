@@ -19,8 +19,8 @@ from benchmarks.gpu.budget import Budget
 from benchmarks.gpu.cases import attention, few_rows, of_model, timed
 from benchmarks.gpu.children import Task
 from llmpy import UserError
-from llmpy.config import GPT2Config, LlamaConfig
 from llmpy.kernels import OPERATIONS, cuda
+from llmpy.models.config import GPT2Config, LlamaConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 GPT2 = GPT2Config(97, 16, 1, 3, 48)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from llmpy.bench import loss_curve
-from llmpy.config import GPT2Config
-from llmpy.progress import bar
+from llmpy.models.config import GPT2Config
+from llmpy.utils.progress_bar import bar
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loss_curve.py"
 pytest.importorskip("torch")

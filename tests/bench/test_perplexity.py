@@ -10,10 +10,10 @@ import pytest
 import llmpy
 from llmpy.bench import perplexity
 from llmpy.bench.perplexity import NOTHING
-from llmpy.config import LlamaConfig
 from llmpy.formats import llama2c
+from llmpy.models.config import LlamaConfig
 from llmpy.models.llama import Llama
-from llmpy.progress import bar
+from llmpy.utils.progress_bar import bar
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "perplexity.py"
 STORIES = [np.array([5, 6, 7]), np.array([8]), np.array([9, 10, 11, 12])]

@@ -6,11 +6,11 @@ import pytest
 
 from llmpy import UserError
 from llmpy.bench import attention, matmul, train
-from llmpy.config import GPT2Config
+from llmpy.models.config import GPT2Config
 
 torch = pytest.importorskip("torch")
 
-from llmpy.bench.torch_model import as_tensor, autocast  # noqa: E402  (where there is PyTorch)
+from llmpy.bench.torch_peer.model import as_tensor, autocast  # noqa: E402  (where there is PyTorch)
 
 TINY = GPT2Config(61, 8, 1, 2, 16)
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from llmpy import kernels
-from llmpy.bench import ceilings, profile
+from llmpy.bench import profile, roofline
 from llmpy.bench.profile import REST, Line, ProfiledKernels
 from llmpy.kernels import OPERATIONS, reference
 
-MACHINE = ceilings.Ceilings(flops=1e12, bandwidth=1e10)
+MACHINE = roofline.Ceilings(flops=1e12, bandwidth=1e10)
 
 
 def call(backend, rows=4):
@@ -89,22 +89,22 @@ def test_the_floor_is_the_longer_of_products_and_memory():
 
 
 def test_the_ceilings_are_measured_in_a_process_of_their_own(monkeypatch):
-    monkeypatch.setattr(ceilings, "SECONDS", 0.01)
-    found = ceilings.ask("float32", 1)
+    monkeypatch.setattr(roofline, "SECONDS", 0.01)
+    found = roofline.ask("float32", 1)
     assert found.flops > 1e8
     assert found.bandwidth > 1e8
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_reading_is_measured_over_all_numbers(monkeypatch, threads):
-    monkeypatch.setattr(ceilings, "STREAM_FLOATS", 4099)
+    monkeypatch.setattr(roofline, "STREAM_FLOATS", 4099)
     kernels.start("cpu")
-    assert ceilings.read_bandwidth(threads, 0.001) > 1e6
+    assert roofline.read_bandwidth(threads, 0.001) > 1e6
     x, totals = np.arange(threads * 12, dtype=np.float32).reshape(threads, 12), np.empty(threads, np.float32)
-    ceilings._add_up(x, totals)
+    roofline._add_up(x, totals)
     np.testing.assert_array_equal(totals, x.sum(1))
 
 
 def test_where_numpy_makes_the_products_its_library_is_the_ceiling(monkeypatch):
-    monkeypatch.setattr(ceilings, "SQUARE", 32)
-    assert ceilings.numpy_flops(0.001) > 1e6
+    monkeypatch.setattr(roofline, "SQUARE", 32)
+    assert roofline.numpy_flops(0.001) > 1e6

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from llmpy.bench import train
-from llmpy.config import LlamaConfig, RopeScaling, config_from_dict
+from llmpy.models.config import LlamaConfig, RopeScaling, config_from_dict
 from llmpy.models.llama import Llama
-from llmpy.optimizer import AdamW
+from llmpy.training.optimizer import AdamW
 from tests.kernels.numerics import relative_error
 
 torch = pytest.importorskip("torch")
 
-from llmpy.bench.torch_llama import TorchLlama  # noqa: E402  (where there is PyTorch)
+from llmpy.bench.torch_peer.llama import TorchLlama  # noqa: E402  (where there is PyTorch)
 
 GROUPED = LlamaConfig(61, 20, layers=2, heads=4, kv_heads=2, channels=24, hidden=40, tied=False, qkv_bias=True)
 SHAPES = [

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from llmpy.cli import main
-from llmpy.formats import huggingface, llmc
-from llmpy.tokenizers import ByteTokenizer
+from llmpy.formats.huggingface import folder as huggingface
+from llmpy.formats.llmc import model as llmc
+from llmpy.tokenization.base import ByteTokenizer
 from tests.formats.conftest import BYTES, make_model
 
 

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from llmpy.bench import ceilings, matmul, peers, report, timing
+from llmpy.bench import matmul, peers, report, roofline, timing
 from llmpy.cli import main
-from llmpy.config import GPT2Config
 from llmpy.kernels import cpu
+from llmpy.models.config import GPT2Config
 
 TINY = ["--layers", "1", "--heads", "2", "--channels", "16", "--vocab-size", "61", "--rounds", "1"]
 
@@ -16,7 +16,7 @@ def _quick(monkeypatch):
     """Short turns; and the threads of this process are afterwards what they were."""
     monkeypatch.setattr(timing, "PAUSE", 0.0)
     monkeypatch.setattr(timing, "QUICK", 0.005)
-    monkeypatch.setattr(ceilings, "SECONDS", 0.005)
+    monkeypatch.setattr(roofline, "SECONDS", 0.005)
     yield
     cpu.set_threads()
 

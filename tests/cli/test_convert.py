@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from llmpy.data.shards import open_shard, write_shard
-from llmpy.formats import huggingface, llmc
-from llmpy.tokenizers import ByteTokenizer, Tokenizer
+from llmpy.formats.huggingface import folder as huggingface
+from llmpy.formats.llmc import model as llmc
+from llmpy.formats.llmc.shards import open_shard, write_shard
+from llmpy.tokenization.base import ByteTokenizer, Tokenizer
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

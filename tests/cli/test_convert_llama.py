@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmpy.formats import huggingface, llama2c
-from llmpy.tokenizers import Tokenizer
+from llmpy.formats import llama2c
+from llmpy.formats.huggingface import folder as huggingface
+from llmpy.tokenization.base import Tokenizer
 from tests.formats.conftest import LLAMA, llama_parameters
 from tests.formats.test_meta_llama import write_checkpoint
 

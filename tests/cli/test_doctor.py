@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmpy.cli import doctor, main
-from llmpy.kernels import requirements
-from llmpy.kernels.requirements import Part
+from llmpy.kernels import gpu_requirements
+from llmpy.kernels.gpu_requirements import Part
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = [Part("numpy", "2.0")]
@@ -21,7 +21,7 @@ GPU = [Part("GPU 0", "NVIDIA H200"), Part("cuBLASLt", None, "pip install it", op
 def parts(monkeypatch):
     def these(cpu=CPU, gpu=GPU):
         monkeypatch.setattr(doctor, "of_cpu", lambda: cpu)
-        monkeypatch.setattr(requirements, "of_gpu", lambda: gpu)
+        monkeypatch.setattr(gpu_requirements, "of_gpu", lambda: gpu)
 
     return these
 
@@ -76,10 +76,10 @@ def test_a_processor_that_is_asked_for_more_than_it_has_is_missing():
 
 def test_device_cuda_without_a_gpu_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(requirements.probe, "ask", lambda: None)
-    requirements.missing.cache_clear()
+    monkeypatch.setattr(gpu_requirements.probe, "ask", lambda: None)
+    gpu_requirements.missing.cache_clear()
     status = main(["train", "--device", "cuda", "--steps", "1", "--out", str(tmp_path / "run")])
-    requirements.missing.cache_clear()
+    gpu_requirements.missing.cache_clear()
     assert status == 1
     error = capsys.readouterr().err.splitlines()
     assert len([line for line in error if line.startswith("llmpy: error:")]) == 1

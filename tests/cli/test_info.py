@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from llmpy.cli import main
-from llmpy.formats import llmc, llmc_debug
+from llmpy.formats.llmc import debug_state
+from llmpy.formats.llmc import model as llmc
 from tests.formats.conftest import BYTES, make_model, write_checkpoint
 
 FAST = ["--device", "reference"]
@@ -28,7 +29,7 @@ def state(tmp_path_factory):
     """The debug state of the model in the fixture `models`."""
     path = tmp_path_factory.mktemp("state") / "state.bin"
     x = np.random.default_rng(0).integers(0, 257, (2, BYTES.context)).astype(np.int32)
-    llmc_debug.write_debug_state(path, llmc_debug.make_debug_state(make_model(BYTES), x, np.roll(x, -1, axis=1)))
+    debug_state.write_debug_state(path, debug_state.make_debug_state(make_model(BYTES), x, np.roll(x, -1, axis=1)))
     return path
 
 

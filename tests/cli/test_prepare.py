@@ -3,7 +3,7 @@
 import pytest
 
 from llmpy.cli import main
-from llmpy.data.shards import open_shard
+from llmpy.formats.llmc.shards import open_shard
 
 
 @pytest.fixture(autouse=True)

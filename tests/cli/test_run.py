@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from llmpy.batching import OVERFLOWS
 from llmpy.cli import generation, main
-from llmpy.formats import llmc
-from llmpy.tokenizers import ByteTokenizer
+from llmpy.formats.llmc import model as llmc
+from llmpy.inference.scheduler import OVERFLOWS
+from llmpy.tokenization.base import ByteTokenizer
 from tests.formats.conftest import BYTES, make_model
 from tests.tiny_runs import tiny, trained
 

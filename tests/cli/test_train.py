@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from llmpy import checkpoint
 from llmpy.cli import build_command_parser, main
 from llmpy.cli.train import default_out
+from llmpy.training import checkpoint
 from tests.tiny_runs import TEXT, files_of, losses
 
 ROOT = Path(__file__).parents[2]
@@ -146,9 +146,9 @@ Trainer.train_step = interrupted
 
 # Where kill -9 strikes: in a step; with a checkpoint's model written, its state, all but its name; while old ones go.
 KILLS = {
-    "in a step": "import llmpy.trainer as t; t.learning_rate = at(t.learning_rate, 10)",
-    "after the model": "import llmpy.checkpoint as c; c.write = at(c.write, 2)",
-    "before the seal": "import llmpy.checkpoint as c; c.sha256_of = at(c.sha256_of, 8)",
+    "in a step": "import llmpy.training.trainer as t; t.learning_rate = at(t.learning_rate, 10)",
+    "after the model": "import llmpy.training.checkpoint as c; c.write = at(c.write, 2)",
+    "before the seal": "import llmpy.training.checkpoint as c; c.sha256_of = at(c.sha256_of, 8)",
     "before the name": "import os; os.rename = at(os.rename, 2)",
     "while old ones go": "import shutil; shutil.rmtree = at(shutil.rmtree, 2)",
 }

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llmpy.data import text_files
 from llmpy.data.text_files import HoldOut, cut_text, find_files, fingerprint, parse_json_line, read_pieces
 from llmpy.errors import UserError
-from llmpy.tokenizers import train_bpe
+from llmpy.tokenization.base import train_bpe
 
 PROSE = "".join(f"Line {i} of the text, with words.\n" + "\n" * (i % 5 == 4) for i in range(200))
 

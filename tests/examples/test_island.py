@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmpy import Engine, Tokenizer, formats
-from llmpy.config import LlamaConfig
-from llmpy.engine import prompt_ids
+from llmpy import Engine, Tokenizer
 from llmpy.formats import llama2c
-from llmpy.sampling import Sampling
+from llmpy.formats.load import load_model
+from llmpy.inference.engine import prompt_ids
+from llmpy.inference.sampling import Sampling
+from llmpy.models.config import LlamaConfig
 from tests.formats.conftest import llama_parameters
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, min_p=0.05)  # the minds'
@@ -67,7 +68,7 @@ def test_a_day_has_hours_scenes_and_figures_and_repeats_by_its_seed(island, mode
 
 
 def test_minds_go_on_side_by_side_as_each_would_alone(island, model):
-    loaded = formats.load(model)
+    loaded = load_model(model)
     tokenizer = loaded.tokenizer
     batch = Engine(loaded, "reference", overflow="stop").batch(1)
     story = prompt_ids(tokenizer, "She said").tolist()
@@ -94,7 +95,7 @@ def test_minds_go_on_side_by_side_as_each_would_alone(island, model):
 
 
 def test_villagers_remember_what_others_said(island, model):
-    minds = island.Minds(formats.load(model), 2, seed=1, backend="reference", precision="float32")
+    minds = island.Minds(load_model(model), 2, seed=1, backend="reference", precision="float32")
     here = island.Island(minds, 2, seed=1)
     lily, ben = here.villagers
     assert (lily.full_name, ben.full_name, ben.pronoun) == ("Lily", "Ben", "He")
@@ -134,7 +135,7 @@ def test_what_cannot_be_is_said(island, flags, capsys):
 
 
 def test_more_villagers_than_names(island, model):
-    minds = island.Minds(formats.load(model), 2, seed=1, backend="reference", precision="float32")
+    minds = island.Minds(load_model(model), 2, seed=1, backend="reference", precision="float32")
     names = [villager.full_name for villager in island.Island(minds, 201, 1).villagers]
     assert len(set(names)) == 201
     assert names[100] == "Lily of the Hill"

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmpy.config import GPT2Config, LlamaConfig
-from llmpy.files import sha256_of
-from llmpy.formats import huggingface
-from llmpy.formats.parts import take_parameters
-from llmpy.memory import MemoryPlan
+from llmpy.formats.huggingface import folder as huggingface
+from llmpy.formats.tensor_map import take_parameters
+from llmpy.models.config import GPT2Config, LlamaConfig
 from llmpy.models.gpt2 import GPT2
-from llmpy.parameters import Parameters
-from llmpy.tokenizers import ByteTokenizer
+from llmpy.models.parameters import Parameters
+from llmpy.tokenization.base import ByteTokenizer
+from llmpy.utils.atomic_files import sha256_of
+from llmpy.utils.memory import MemoryPlan
 
 CONFIG = GPT2Config(vocab_size=61, context=9, layers=2, heads=3, channels=12)
 BYTES = GPT2Config(257, 9, 1, 2, 4)  # the vocabulary of the byte tokenizer

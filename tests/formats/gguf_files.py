@@ -8,9 +8,9 @@ from typing import Any
 import gguf
 import numpy as np
 
-from llmpy.config import LlamaConfig
-from llmpy.formats.parts import parts
-from llmpy.parameters import Parameters
+from llmpy.formats.tensor_map import parts
+from llmpy.models.config import LlamaConfig
+from llmpy.models.parameters import Parameters
 
 QUANTS = gguf.GGMLQuantizationType
 HALVES = {QUANTS.Q4_K: (0, 2), QUANTS.Q6_K: (208,)}  # where a block has its float16

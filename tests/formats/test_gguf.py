@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmpy.blocks import BLOCK_TYPES, dequantize, dequantize_into
-from llmpy.config import LlamaConfig, RopeScaling
 from llmpy.errors import UserError
-from llmpy.formats import gguf_llama
-from llmpy.formats.gguf import GGUFFile
+from llmpy.formats.gguf import llama as gguf_llama
+from llmpy.formats.gguf.file import GGUFFile
+from llmpy.models.config import LlamaConfig, RopeScaling
+from llmpy.quant.types import BLOCK_TYPES, dequantize, dequantize_into
 from tests.formats.conftest import LLAMA, llama_parameters
 from tests.formats.damage import check_one_line, damaged, read_or_refuse
 

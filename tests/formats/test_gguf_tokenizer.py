@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from llmpy.errors import UserError
-from llmpy.formats.gguf import GGUFFile
-from llmpy.formats.gguf_tokenizer import read_tokenizer
-from llmpy.tokenizers import Tokenizer
+from llmpy.formats.gguf.file import GGUFFile
+from llmpy.formats.gguf.tokenizer import read_tokenizer
+from llmpy.tokenization.base import Tokenizer
 from tests.formats.damage import check_one_line
 
 gguf = pytest.importorskip("gguf")
@@ -87,7 +87,7 @@ def test_gpt2(pre, gpt2_cache, tmp_path):
 
 
 def llama3() -> Tokenizer:
-    from llmpy.tokenizers import train_bpe
+    from llmpy.tokenization.base import train_bpe
 
     return train_bpe(["Hello, world! It's 12345 o'clock; the cat is naïve 123 456. " * 20], 400)
 

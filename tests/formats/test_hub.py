@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from llmpy.errors import UserError
-from llmpy.formats import hub, huggingface
-from llmpy.tokenizers import ByteTokenizer
+from llmpy.formats.huggingface import folder as huggingface
+from llmpy.formats.huggingface import hub
+from llmpy.tokenization.base import ByteTokenizer
 from tests.formats.conftest import CONFIG, make_model
 from tests.formats.test_huggingface import set_config, shard
 

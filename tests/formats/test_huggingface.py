@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from llmpy.config import GPT2Config
 from llmpy.errors import UserError
-from llmpy.formats import huggingface
-from llmpy.formats.safetensors import SafetensorsFile, TensorToWrite, write
+from llmpy.formats.huggingface import folder as huggingface
+from llmpy.formats.huggingface.safetensors import SafetensorsFile, TensorToWrite, write
+from llmpy.models.config import GPT2Config
 from tests.formats.conftest import CONFIG, make_model
 from tests.formats.damage import check_one_line, damaged, read_or_refuse
 
@@ -141,7 +141,7 @@ def test_we_read_what_transformers_writes(options, tmp_path):
 
 def test_transformers_reads_the_tokenizer_beside(tmp_path):
     transformers = pytest.importorskip("transformers")
-    from llmpy.tokenizers import Tokenizer
+    from llmpy.tokenization.base import Tokenizer
 
     ours = Tokenizer.from_spec("bpe:300", ["one fish two fish red fish blue fish " * 20])
     config = GPT2Config(ours.vocab_size, 8, 1, 1, 4)

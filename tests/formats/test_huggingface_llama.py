@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from llmpy.config import RopeScaling
 from llmpy.errors import UserError
-from llmpy.formats import huggingface, llama2c
-from llmpy.formats.parts import take_parameters
-from llmpy.formats.safetensors import SafetensorsFile
+from llmpy.formats import llama2c
+from llmpy.formats.huggingface import folder as huggingface
+from llmpy.formats.huggingface.safetensors import SafetensorsFile
+from llmpy.formats.tensor_map import take_parameters
+from llmpy.models.config import RopeScaling
 from tests.formats.conftest import LLAMA, llama_parameters
 from tests.formats.damage import check_one_line, damaged, read_or_refuse
 from tests.formats.test_huggingface import rewrite, set_config, tensors_of
@@ -137,7 +138,7 @@ def test_from_llama2c_to_transformers_and_back(shared_data, tmp_path):
     """The real model: the rotation of neighbours becomes one of halves, and its loss on its own kind of text stays."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from llmpy.tokenizers import Tokenizer
+    from llmpy.tokenization.base import Tokenizer
 
     config, parameters = llama2c.read_model(shared_data / "llama2c" / "stories260K.bin")
     huggingface.write_model(tmp_path, config, parameters)

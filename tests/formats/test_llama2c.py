@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmpy.config import LlamaConfig
 from llmpy.errors import UserError
 from llmpy.formats import llama2c
-from llmpy.formats.parts import parts, reorder
+from llmpy.formats.tensor_map import parts, reorder
+from llmpy.models.config import LlamaConfig
 from tests.formats.conftest import LLAMA, llama_parameters
 from tests.formats.damage import damaged, read_or_refuse
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmpy.config import GPT2Config
 from llmpy.errors import UserError
-from llmpy.formats import llmc
+from llmpy.formats.llmc import model as llmc
+from llmpy.models.config import GPT2Config
 from tests.formats.conftest import CONFIG, make_model
 from tests.formats.damage import damaged, read_or_refuse
 

@@ -8,12 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import llmpy
-from llmpy.config import GPT2Config
-from llmpy.data.shards import write_shard
 from llmpy.errors import UserError
-from llmpy.formats import detect, find_tokenizer, huggingface, llama2c, llmc
-from llmpy.formats.parts import parts
-from llmpy.tokenizers import ByteTokenizer, Tokenizer
+from llmpy.formats import detect, llama2c
+from llmpy.formats.huggingface import folder as huggingface
+from llmpy.formats.llmc import model as llmc
+from llmpy.formats.llmc.shards import write_shard
+from llmpy.formats.load import find_tokenizer
+from llmpy.formats.tensor_map import parts
+from llmpy.models.config import GPT2Config
+from llmpy.tokenization.base import ByteTokenizer, Tokenizer
 from tests.formats.conftest import BYTES, CONFIG, make_model
 from tests.formats.damage import read_or_refuse
 from tests.formats.test_meta_llama import write_checkpoint, write_folder

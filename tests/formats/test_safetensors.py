@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpy.errors import UserError
-from llmpy.formats.safetensors import DTYPES, SafetensorsFile, TensorToWrite, write
+from llmpy.formats.huggingface.safetensors import DTYPES, SafetensorsFile, TensorToWrite, write
 from tests.formats.damage import damaged, read_or_refuse
 
 TENSORS = {

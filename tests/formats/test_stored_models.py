@@ -9,17 +9,21 @@ from hypothesis import given, settings
 
 import llmpy
 from llmpy import Engine, UserError
-from llmpy.config import LlamaConfig
-from llmpy.formats import gguf_llama, huggingface, llama2c, llmc, meta_llama, parts
+from llmpy.formats import llama2c, tensor_map
+from llmpy.formats.gguf import llama as gguf_llama
+from llmpy.formats.huggingface import folder as huggingface
+from llmpy.formats.llmc import model as llmc
+from llmpy.formats.pytorch import meta_llama
 from llmpy.kernels import reference
-from llmpy.memory import MemoryPlan
-from llmpy.stored import StoredWeights
+from llmpy.models.config import LlamaConfig
+from llmpy.models.inference_weights import StoredWeights
+from llmpy.utils.memory import MemoryPlan
 from tests.formats.conftest import CONFIG, llama_parameters
 from tests.formats.damage import damaged, read_or_refuse
 from tests.formats.test_huggingface import rewrite, shard, tensors_of
 from tests.formats.test_meta_llama import named, write_checkpoint, write_folder
-from tests.formats.test_pytorch_files import save, tensor
-from tests.test_stored import numbers
+from tests.formats.test_pytorch_checkpoint import save, tensor
+from tests.models.test_inference_weights import numbers
 
 LLAMA = LlamaConfig(vocab_size=40, context=9, layers=2, heads=4, kv_heads=2, channels=64, hidden=96)
 ODD = replace(LLAMA, vocab_size=41, channels=36, heads=6, hidden=20, head_size=6)
@@ -96,7 +100,7 @@ def test_eight_bits_of_llama2c_keep_their_values(tmp_path):
     loaded = llmpy.load(tmp_path / "m.bin")
     assert kinds_and_mapped(loaded) == {("Q8_0", False)}
     check_same(loaded, rtol=2**-11)
-    part = next(part for part in parts.parts(LLAMA) if part.stored_as == "up")
+    part = next(part for part in tensor_map.parts(LLAMA) if part.stored_as == "up")
     blocks = loaded.stored.layers[0].up.data.reshape(96, 2, 34)
     np.testing.assert_array_equal(blocks[..., 2:].view(np.int8).reshape(96, 64), file.stored(part).values)
 
@@ -230,10 +234,10 @@ def test_opening_takes_next_to_no_memory(large, monkeypatch):
 
 
 def test_what_memory_cannot_hold_is_said_before(large, monkeypatch):
-    monkeypatch.setattr(parts, "physical_memory", lambda: 500_000_000)
+    monkeypatch.setattr(tensor_map, "physical_memory", lambda: 500_000_000)
     with pytest.raises(UserError, match=r"m\.bin: every token reads its 1\.1 GB of weights, and this machine has 0\.5"):
         llmpy.load(large)
-    monkeypatch.setattr(parts, "physical_memory", lambda: None)
+    monkeypatch.setattr(tensor_map, "physical_memory", lambda: None)
     assert llmpy.load(large).config == LARGE
 
 

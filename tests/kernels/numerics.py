@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 
 from llmpy.kernels import cpu, reference
-from llmpy.kernels.cpu.products import BFLOAT16 as P
-from llmpy.kernels.cpu.weights import PACKED
+from llmpy.kernels.cpu.gemm.microkernels import BFLOAT16 as P
+from llmpy.kernels.cpu.gemm.packed_weight import PACKED
 
 BFLOAT16 = ml_dtypes.bfloat16
 GUARD = 67  # numbers on either side: odd, so that no array of a test begins where vectors like it

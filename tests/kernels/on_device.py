@@ -43,8 +43,8 @@ class OnDevice:
         return seen[key][1]
 
     def _seen(self, x):
-        from llmpy.kernels.cuda import device
-        from llmpy.kernels.cuda.array import DeviceArray
+        from llmpy.kernels.cuda.runtime import device
+        from llmpy.kernels.cuda.runtime.array import DeviceArray
 
         if not device.INTERPRETED:
             return DeviceArray.of(x)
@@ -52,7 +52,7 @@ class OnDevice:
         return DeviceArray(x.__array_interface__["data"][0], x.shape, x.dtype, x, strides)
 
     def _fetch(self, array, placed):
-        from llmpy.kernels.cuda import device
+        from llmpy.kernels.cuda.runtime import device
 
         if not device.INTERPRETED and array.flags.writeable:
             array[...] = placed.numpy()

@@ -6,8 +6,8 @@ What ends in bfloat16 may be off by its rounding; what stays float32 (sums, loss
 import numpy as np
 import pytest
 
-from llmpy.kernels.cpu.gemm import NN, NT, TN, gemm
-from llmpy.kernels.cpu.weights import PACKED
+from llmpy.kernels.cpu.gemm.gemm import NN, NT, TN, gemm
+from llmpy.kernels.cpu.gemm.packed_weight import PACKED
 from tests.kernels.numerics import BFLOAT16, NARROW, Arrays, assert_agree, compare
 from tests.kernels.test_classifier import SHAPES as CLASSIFIER_SHAPES
 from tests.kernels.test_classifier import targets_of

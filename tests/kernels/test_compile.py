@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from llmpy.kernels import cpu
-from llmpy.kernels.cpu.compile import helper
+from llmpy.kernels.cpu.jit.compile import helper
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = """

@@ -8,7 +8,7 @@ import pytest
 
 from llmpy import UserError, kernels
 from llmpy.kernels import OPERATIONS, cpu, reference
-from llmpy.kernels.cpu.compile import Kernel
+from llmpy.kernels.cpu.jit.compile import Kernel
 from tests.kernels import calls
 from tests.kernels.numerics import BFLOAT16, Arrays, is_float
 

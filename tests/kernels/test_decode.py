@@ -8,13 +8,13 @@ import numba
 import numpy as np
 import pytest
 
-from llmpy.blocks import BF16, F16, F32, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0
-from llmpy.config import GPT2Config, LlamaConfig
 from llmpy.kernels import cpu, reference
-from llmpy.kernels.cpu import decode
-from llmpy.models.rotary import rotations
-from llmpy.parameters import Parameters, parameter_table, total_size
-from llmpy.stored import StoredWeights
+from llmpy.kernels.cpu.decode import decode
+from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.inference_weights import StoredWeights
+from llmpy.models.parameters import Parameters, parameter_table, total_size
+from llmpy.models.rope import rotations
+from llmpy.quant.types import BF16, F16, F32, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0
 from tests.kernels.numerics import rms
 from tests.kernels.test_dequantize import HALVES, name, stored
 

@@ -4,9 +4,9 @@ import numba
 import numpy as np
 import pytest
 
-from llmpy.blocks import BF16, BLOCK_TYPES, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0
 from llmpy.kernels import cpu
-from llmpy.matrix import Matrix
+from llmpy.quant.matrix import Matrix
+from llmpy.quant.types import BF16, BLOCK_TYPES, F16, F32, Q4_0, Q4_K, Q6_K, Q8_0
 from tests.kernels.numerics import BFLOAT16, NARROW, Arrays, compare, rms
 
 KINDS = list(BLOCK_TYPES.values())

@@ -9,7 +9,7 @@ import pytest
 
 from llmpy import UserError, kernels
 from llmpy.kernels import cpu
-from llmpy.kernels.cpu import isa
+from llmpy.kernels.cpu.jit import isa
 
 ROOT = Path(__file__).resolve().parents[2]
 # Each is compiled for minutes after any change of the kernels. Of those that share a kind of tile, one is enough as a

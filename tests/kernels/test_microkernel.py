@@ -7,10 +7,10 @@ import pytest
 from llvmlite import binding, ir
 from numba import types
 
-from llmpy.kernels.cpu import amx
-from llmpy.kernels.cpu.emit import I64
-from llmpy.kernels.cpu.isa import INSTRUCTION_SETS, LLVM_BFLOAT
-from llmpy.kernels.cpu.microkernel import emit_tile
+from llmpy.kernels.cpu.gemm import microkernel_amx
+from llmpy.kernels.cpu.gemm.microkernel_vector import emit_tile
+from llmpy.kernels.cpu.jit.isa import INSTRUCTION_SETS, LLVM_BFLOAT
+from llmpy.kernels.cpu.jit.llvm_ir import I64
 
 INTEL, ARM = "x86_64-linux-gnu", "aarch64-linux-gnu"
 ZMM_SPILL = r"%zmm\d+, -?\d*\(%rsp\)"
@@ -54,7 +54,7 @@ def test_the_matrix_tiles_of_amx():
     context = SimpleNamespace(get_dummy_value=lambda: None)
 
     def emit(build, args):
-        for part in (amx.make_begin(), amx.make_tile(), amx.make_end()):
+        for part in (microkernel_amx.make_begin(), microkernel_amx.make_tile(), microkernel_amx.make_end()):
             kinds = [types.int64] * 6 if part.__name__ == "tile" else []
             signature, codegen = part.__wrapped__(None, *kinds)
             codegen(context, build, signature, args if kinds else [])
@@ -69,4 +69,4 @@ def test_the_matrix_tiles_of_amx():
     assert [name for name in re.findall(r"^\s+(t[a-z0-9]+)", loop, re.MULTILINE) if name != "testq"][:8] == [
         *["tileloadd"] * 4, *["tdpbf16ps"] * 4,
     ]  # fmt: skip
-    assert amx.CONFIG[0] == 1, "palette 1"
+    assert microkernel_amx.CONFIG[0] == 1, "palette 1"

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmpy import UserError, kernels, memory
-from llmpy.config import GPT2Config, LlamaConfig
+from llmpy import UserError, kernels
 from llmpy.models import decoder as decoder_module
 from llmpy.models import new_decoder, new_model
+from llmpy.models.config import GPT2Config, LlamaConfig
 from llmpy.models.decoder import MOST_POSITIONS
-from llmpy.stored import StoredWeights
+from llmpy.models.inference_weights import StoredWeights
+from llmpy.utils import memory
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import one
 

@@ -10,15 +10,15 @@ from tests.kernels import on_device  # noqa: F401  (before Triton is imported)
 
 pytest.importorskip("triton")
 
-from llmpy.batching import Batch
-from llmpy.config import GPT2Config, LlamaConfig
-from llmpy.engine import Engine
-from llmpy.kernels.cuda.array import DeviceArray
+from llmpy.inference.engine import Engine
+from llmpy.inference.sampling import Sampling
+from llmpy.inference.scheduler import Batch
+from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.models import decoder as decoder_module
 from llmpy.models import new_decoder, new_model
-from llmpy.parameters import Parameters
-from llmpy.sampling import Sampling
-from llmpy.stored import StoredWeights
+from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.inference_weights import StoredWeights
+from llmpy.models.parameters import Parameters
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import check_decoding, one
 

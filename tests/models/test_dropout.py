@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from llmpy import kernels
-from llmpy.config import GPT2Config, LlamaConfig
 from llmpy.models import new_model
+from llmpy.models.config import GPT2Config, LlamaConfig
 
 CONFIGS = (
     GPT2Config(301, 40, layers=3, heads=4, channels=48),

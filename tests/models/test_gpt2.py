@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from llmpy import UserError, kernels
-from llmpy.config import GPT2Config
 from llmpy.kernels import cpu
+from llmpy.models.config import GPT2Config
 from llmpy.models.gpt2 import GPT2
 from llmpy.models.gpt2_decode import GPT2Decoder
-from llmpy.optimizer import AdamW
-from llmpy.stored import StoredWeights
+from llmpy.models.inference_weights import StoredWeights
+from llmpy.training.optimizer import AdamW
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import check_decoding
 
@@ -47,7 +47,7 @@ def torch():
 @pytest.fixture
 def theirs(torch):
     """PyTorch's model with the parameters of `make`."""
-    from llmpy.bench.torch_gpt2 import TorchGPT2
+    from llmpy.bench.torch_peer.gpt2 import TorchGPT2
 
     return TorchGPT2(CONFIG).load(make("reference", None).parameters).double()
 

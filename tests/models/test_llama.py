@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from llmpy import UserError, kernels
-from llmpy.config import LlamaConfig, RopeScaling
 from llmpy.kernels import cpu
+from llmpy.models.config import LlamaConfig, RopeScaling
+from llmpy.models.inference_weights import StoredWeights
 from llmpy.models.llama import Llama
 from llmpy.models.llama_decode import LlamaDecoder
-from llmpy.optimizer import AdamW
-from llmpy.stored import StoredWeights
+from llmpy.training.optimizer import AdamW
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import check_decoding
 from tests.models.foreign_llama import Foreign

@@ -8,8 +8,8 @@ import pytest
 
 from llmpy import kernels
 from llmpy.bench import loss_curve
-from llmpy.config import GPT2Config
-from llmpy.progress import bar
+from llmpy.models.config import GPT2Config
+from llmpy.utils.progress_bar import bar
 
 STEPS = 40
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from llmpy import kernels
-from llmpy.config import GPT2Config
-from llmpy.formats.huggingface import write_model
-from llmpy.formats.parts import parts
-from llmpy.memory import available_memory
+from llmpy.formats.huggingface.folder import write_model
+from llmpy.formats.tensor_map import parts
+from llmpy.models.config import GPT2Config
 from llmpy.models.gpt2 import GPT2
-from llmpy.optimizer import AdamW
+from llmpy.training.optimizer import AdamW
+from llmpy.utils.memory import available_memory
 from tests.kernels.numerics import relative_error
 
 B, T = 4, 64
@@ -69,7 +69,7 @@ def test_transformers_opens_our_folder_and_agrees(torch, model, batch, as_tensor
 
 
 def test_gradients_and_ten_steps_agree_with_pytorch(torch, model, batch, as_tensors):
-    from llmpy.bench.torch_gpt2 import TorchGPT2
+    from llmpy.bench.torch_peer.gpt2 import TorchGPT2
 
     theirs = TorchGPT2(model.config).load(model.initialize(42).parameters)
     optimizer = theirs.adamw(LR, fused=False)

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from llmpy import Engine, Tokenizer, kernels
-from llmpy.engine import prompt_ids
 from llmpy.formats import llama2c
-from llmpy.sampling import Sampling
+from llmpy.inference.engine import prompt_ids
+from llmpy.inference.sampling import Sampling
 
 EXPECTED = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. One day, she saw a"

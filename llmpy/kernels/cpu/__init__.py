@@ -6,20 +6,20 @@ run compiled; without it each kernel is compiled at its first call.
 
 from llmpy.kernels.cpu.attention import attention_backward, attention_forward
 from llmpy.kernels.cpu.classifier import classifier_backward, classifier_forward
-from llmpy.kernels.cpu.compile import compile_all, compile_half
-from llmpy.kernels.cpu.decode import Decode
+from llmpy.kernels.cpu.decode.decode import Decode
 from llmpy.kernels.cpu.dropout import dropout
 from llmpy.kernels.cpu.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cpu.gelu import gelu_backward, gelu_forward
-from llmpy.kernels.cpu.isa import ISA, notice
+from llmpy.kernels.cpu.gemm.packed_weight import Weight, weight_size
+from llmpy.kernels.cpu.jit.compile import compile_all, compile_half
+from llmpy.kernels.cpu.jit.isa import ISA, notice
+from llmpy.kernels.cpu.jit.scratch import physical_cores, scratch_bytes, set_threads
 from llmpy.kernels.cpu.layernorm import layernorm_backward, layernorm_forward
 from llmpy.kernels.cpu.linear import linear_backward, linear_forward
 from llmpy.kernels.cpu.optimizer import adamw, global_norm, pack_weight
 from llmpy.kernels.cpu.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from llmpy.kernels.cpu.rope import rope_backward, rope_forward
 from llmpy.kernels.cpu.swiglu import swiglu_backward, swiglu_forward
-from llmpy.kernels.cpu.weights import Weight, weight_size
-from llmpy.kernels.cpu.workspace import physical_cores, scratch_bytes, set_threads
 
 __all__ = [
     "BFLOAT16_IS_FASTER",

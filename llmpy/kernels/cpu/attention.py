@@ -15,15 +15,15 @@ import ml_dtypes
 import numpy as np
 from numba import get_num_threads, prange
 
-from llmpy.kernels.cpu.compile import acts3, acts4, cube, helper, i64, kernel, matrix
-from llmpy.kernels.cpu.epilogue import store_vector
-from llmpy.kernels.cpu.isa import ISA
-from llmpy.kernels.cpu.microkernel import ADD, STORE
-from llmpy.kernels.cpu.moves import Source, make_transpose
-from llmpy.kernels.cpu.products import BFLOAT16, FLOAT32, Products
-from llmpy.kernels.cpu.scalars import fetch_add, widen
-from llmpy.kernels.cpu.vector_math import exp
-from llmpy.kernels.cpu.workspace import scratch
+from llmpy.kernels.cpu.gemm.epilogue import store_vector
+from llmpy.kernels.cpu.gemm.microkernel_vector import ADD, STORE
+from llmpy.kernels.cpu.gemm.microkernels import BFLOAT16, FLOAT32, Products
+from llmpy.kernels.cpu.gemm.packing_ir import Source, make_transpose
+from llmpy.kernels.cpu.jit.compile import acts3, acts4, cube, helper, i64, kernel, matrix
+from llmpy.kernels.cpu.jit.intrinsics import fetch_add, widen
+from llmpy.kernels.cpu.jit.isa import ISA
+from llmpy.kernels.cpu.jit.scratch import scratch
+from llmpy.kernels.cpu.jit.vector_math import exp
 
 SQUARE = 16 if ISA.tile.width == 16 else 8  # the block in which results are turned; divides every NR
 LOWEST = np.float32(-3e38)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from llmpy.kernels.cpu.compile import boolean, f32, i32, kernel, matrix, vector
+from llmpy.kernels.cpu.jit.compile import boolean, f32, i32, kernel, matrix, vector
+from llmpy.kernels.cpu.jit.vector_math import exp
 from llmpy.kernels.cpu.linear import linear_backward, linear_forward
-from llmpy.kernels.cpu.vector_math import exp
 
 
 def classifier_forward(losses, x, w, targets, logits):

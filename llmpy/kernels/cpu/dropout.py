@@ -6,8 +6,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange, types
 
-from llmpy.kernels.cpu.compile import acts1, boolean, f32, kernel
-from llmpy.kernels.cpu.scalars import narrow_like, widen
+from llmpy.kernels.cpu.jit.compile import acts1, boolean, f32, kernel
+from llmpy.kernels.cpu.jit.intrinsics import narrow_like, widen
 
 BLOCK = 4096  # numbers to a task
 u32 = types.uint32

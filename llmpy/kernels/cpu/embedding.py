@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from llmpy.kernels.cpu.compile import acts3, i32, i64, kernel, matrix
-from llmpy.kernels.cpu.scalars import narrow_like, widen
+from llmpy.kernels.cpu.jit.compile import acts3, i32, i64, kernel, matrix
+from llmpy.kernels.cpu.jit.intrinsics import narrow_like, widen
 
 COLUMNS = 64  # to a task of the backward pass, which owns them in all rows: no two threads add to one number
 _NONE = np.zeros((0, 0), np.float32)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from numba import prange
 
-from llmpy.kernels.cpu import vector_math
-from llmpy.kernels.cpu.compile import acts1, kernel
-from llmpy.kernels.cpu.scalars import narrow_like, widen
+from llmpy.kernels.cpu.jit import vector_math
+from llmpy.kernels.cpu.jit.compile import acts1, kernel
+from llmpy.kernels.cpu.jit.intrinsics import narrow_like, widen
 
 BLOCK = 16384  # numbers to a task
 

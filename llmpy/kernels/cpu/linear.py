@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from llmpy.blocks import F32
-from llmpy.kernels.cpu.compile import acts2, kernel, vector
-from llmpy.kernels.cpu.epilogue import BIAS, BIAS_GELU, BIAS_RESIDUAL, GELU_GRADIENT, NOTHING
-from llmpy.kernels.cpu.gemm import NN, NT, TN, gemm
-from llmpy.kernels.cpu.scalars import widen
-from llmpy.kernels.cpu.weights import floats_of
-from llmpy.matrix import Matrix
+from llmpy.kernels.cpu.gemm.epilogue import BIAS, BIAS_GELU, BIAS_RESIDUAL, GELU_GRADIENT, NOTHING
+from llmpy.kernels.cpu.gemm.gemm import NN, NT, TN, gemm
+from llmpy.kernels.cpu.gemm.packed_weight import floats_of
+from llmpy.kernels.cpu.jit.compile import acts2, kernel, vector
+from llmpy.kernels.cpu.jit.intrinsics import widen
+from llmpy.quant.matrix import Matrix
+from llmpy.quant.types import F32
 
 _NO_VECTOR = np.zeros(0, np.float32)
 

@@ -8,12 +8,12 @@ import math
 import numpy as np
 from numba import get_num_threads, prange
 
-from llmpy.kernels.cpu.compile import f32, f64, helper, i64, kernel, matrix, vector
-from llmpy.kernels.cpu.epilogue import store_vector
-from llmpy.kernels.cpu.products import BFLOAT16
-from llmpy.kernels.cpu.scalars import fetch_add, round_at_random
-from llmpy.kernels.cpu.weights import PACKED
-from llmpy.kernels.cpu.workspace import scratch
+from llmpy.kernels.cpu.gemm.epilogue import store_vector
+from llmpy.kernels.cpu.gemm.microkernels import BFLOAT16
+from llmpy.kernels.cpu.gemm.packed_weight import PACKED
+from llmpy.kernels.cpu.jit.compile import f32, f64, helper, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.jit.intrinsics import fetch_add, round_at_random
+from llmpy.kernels.cpu.jit.scratch import scratch
 
 BLOCK = 65536  # numbers to a task
 ROWS, COLUMNS = BFLOAT16.NR, 16 * BFLOAT16.NR  # of a weight to a task: whole panels, and 100 KB in the second cache

@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from llmpy.kernels.cpu.compile import acts2, f32, i64, kernel, matrix, vector
-from llmpy.kernels.cpu.scalars import narrow_like, widen
-from llmpy.kernels.cpu.workspace import scratch
+from llmpy.kernels.cpu.jit.compile import acts2, f32, i64, kernel, matrix, vector
+from llmpy.kernels.cpu.jit.intrinsics import narrow_like, widen
+from llmpy.kernels.cpu.jit.scratch import scratch
 
 ROWS = 64  # to a block of the backward pass; fixed, so that the order of its sums does not depend on the threads
 

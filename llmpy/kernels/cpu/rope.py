@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from llmpy.kernels.cpu.compile import acts1, boolean, f32, i32, i64, kernel, matrix
-from llmpy.kernels.cpu.scalars import narrow_like, widen
+from llmpy.kernels.cpu.jit.compile import acts1, boolean, f32, i32, i64, kernel, matrix
+from llmpy.kernels.cpu.jit.intrinsics import narrow_like, widen
 
 
 def rope_forward(x, cos, sin, interleaved=True, positions=None):

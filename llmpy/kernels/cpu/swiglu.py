@@ -6,9 +6,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, prange
 
-from llmpy.kernels.cpu.compile import acts2, i64, kernel
-from llmpy.kernels.cpu.scalars import narrow_like, widen
-from llmpy.kernels.cpu.vector_math import ONE, exp
+from llmpy.kernels.cpu.jit.compile import acts2, i64, kernel
+from llmpy.kernels.cpu.jit.intrinsics import narrow_like, widen
+from llmpy.kernels.cpu.jit.vector_math import ONE, exp
 
 BLOCK = 1024  # numbers at a time, in the nearest cache
 

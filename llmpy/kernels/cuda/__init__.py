@@ -2,32 +2,32 @@
 
 from typing import Any
 
-from llmpy.kernels.cuda import device
-from llmpy.kernels.cuda.array import DeviceArray, empty
-from llmpy.kernels.cuda.attention import attention_forward
-from llmpy.kernels.cuda.attention_backward import attention_backward
-from llmpy.kernels.cuda.attention_decode import attention_decode
-from llmpy.kernels.cuda.card import bfloat16_is_faster, device_name, open_device, peak_flops, room, take
-from llmpy.kernels.cuda.choosing import set_gemm, tuning
+from llmpy.kernels.cuda.attention.backward import attention_backward
+from llmpy.kernels.cuda.attention.forward import attention_forward
 from llmpy.kernels.cuda.classifier import LOGITS_ROWS, classifier_backward, classifier_forward, padded_width
-from llmpy.kernels.cuda.compiling import shown
-from llmpy.kernels.cuda.copies import copy
-from llmpy.kernels.cuda.decode import Decode
-from llmpy.kernels.cuda.device import choose
+from llmpy.kernels.cuda.decode.attention import attention_decode
+from llmpy.kernels.cuda.decode.decode import Decode
+from llmpy.kernels.cuda.decode.fused_linear import embed_rows
+from llmpy.kernels.cuda.decode.matrix import DeviceMatrix, matrix_of
+from llmpy.kernels.cuda.decode.upload_weights import upload_weights
 from llmpy.kernels.cuda.dropout import dropout
 from llmpy.kernels.cuda.embedding import embedding_backward, embedding_forward
 from llmpy.kernels.cuda.gelu import gelu_backward, gelu_forward
+from llmpy.kernels.cuda.gemm.autotune import set_gemm, tuning
+from llmpy.kernels.cuda.gemm.packed_weight import Weight, weight_size
 from llmpy.kernels.cuda.layernorm import layernorm_backward, layernorm_forward
 from llmpy.kernels.cuda.linear import linear_backward, linear_forward
-from llmpy.kernels.cuda.matrix import DeviceMatrix, matrix_of
-from llmpy.kernels.cuda.matvec import embed_rows
 from llmpy.kernels.cuda.optimizer import adamw, clip_scale, global_norm, pack_weight
-from llmpy.kernels.cuda.reduce import mean
+from llmpy.kernels.cuda.primitives.reduce import mean
 from llmpy.kernels.cuda.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from llmpy.kernels.cuda.rope import rope_backward, rope_forward
-from llmpy.kernels.cuda.stored import upload_weights
+from llmpy.kernels.cuda.runtime import device
+from llmpy.kernels.cuda.runtime.array import DeviceArray, empty
+from llmpy.kernels.cuda.runtime.compiling import shown
+from llmpy.kernels.cuda.runtime.copies import copy
+from llmpy.kernels.cuda.runtime.device import choose
+from llmpy.kernels.cuda.runtime.limits import bfloat16_is_faster, device_name, open_device, peak_flops, room, take
 from llmpy.kernels.cuda.swiglu import swiglu_backward, swiglu_forward
-from llmpy.kernels.cuda.weights import Weight, weight_size
 
 __all__ = [
     "ATTENTION_TURNS",

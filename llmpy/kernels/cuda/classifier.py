@@ -10,12 +10,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llmpy.kernels.cuda.array import DeviceArray
-from llmpy.kernels.cuda.choosing import multiply
-from llmpy.kernels.cuda.device import INTERPRETED
-from llmpy.kernels.cuda.launch import launch, power_of_2
+from llmpy.kernels.cuda.gemm.autotune import multiply
+from llmpy.kernels.cuda.gemm.problem import NN, NT, TN, row_stride
 from llmpy.kernels.cuda.linear import operand
-from llmpy.kernels.cuda.product import NN, NT, TN, row_stride
+from llmpy.kernels.cuda.runtime.array import DeviceArray
+from llmpy.kernels.cuda.runtime.device import INTERPRETED
+from llmpy.kernels.cuda.runtime.launch import launch, power_of_2
 
 LOGITS_ROWS = 4096  # rows of logits that exist at a time: tiles enough to fill a card many times over
 LOWEST = tl.constexpr(float("-inf"))

@@ -6,9 +6,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llmpy.kernels.cuda.array import DeviceArray
-from llmpy.kernels.cuda.device import INTERPRETED
-from llmpy.kernels.cuda.launch import cdiv, launch
+from llmpy.kernels.cuda.runtime.array import DeviceArray
+from llmpy.kernels.cuda.runtime.device import INTERPRETED
+from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 
 BLOCK = 2**16 if INTERPRETED else 2048
 

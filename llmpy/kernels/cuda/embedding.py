@@ -7,13 +7,13 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from llmpy.kernels.cuda.array import DeviceArray
-from llmpy.kernels.cuda.device import INTERPRETED
-from llmpy.kernels.cuda.embedding_order import order_of
-from llmpy.kernels.cuda.launch import cdiv, launch, power_of_2
-from llmpy.kernels.cuda.reduce import add_column_sums
-from llmpy.kernels.cuda.rows import row_tile
-from llmpy.kernels.cuda.workspace import scratch
+from llmpy.kernels.cuda.primitives.reduce import add_column_sums
+from llmpy.kernels.cuda.primitives.row_blocks import row_tile
+from llmpy.kernels.cuda.primitives.sort_tokens import order_of
+from llmpy.kernels.cuda.runtime.array import DeviceArray
+from llmpy.kernels.cuda.runtime.device import INTERPRETED
+from llmpy.kernels.cuda.runtime.launch import cdiv, launch, power_of_2
+from llmpy.kernels.cuda.runtime.workspace import scratch
 
 COLUMNS = 8192 if INTERPRETED else 1024  # at most, to a program
 JOINED = 8192 if INTERPRETED else 256  # columns to a program that joins chunks

@@ -5,9 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llmpy.kernels.cuda.array import DeviceArray
-from llmpy.kernels.cuda.device import INTERPRETED
-from llmpy.kernels.cuda.launch import cdiv, launch
+from llmpy.kernels.cuda.runtime.array import DeviceArray
+from llmpy.kernels.cuda.runtime.device import INTERPRETED
+from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 
 SCALE = tl.constexpr(0.7978845608028654)  # sqrt(2 / pi)
 CUBIC = tl.constexpr(0.044715)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from llmpy.kernels.cuda.array import DeviceArray
-from llmpy.kernels.cuda.choosing import multiply
-from llmpy.kernels.cuda.column_sums import add_column_sums
-from llmpy.kernels.cuda.matrix import DeviceMatrix
-from llmpy.kernels.cuda.product import BIAS, BIAS_GELU, BIAS_RESIDUAL, COLUMN_SUMS, GELU_GRADIENT, NN, NOTHING, NT, TN
-from llmpy.kernels.cuda.weights import Weight
+from llmpy.kernels.cuda.decode.matrix import DeviceMatrix
+from llmpy.kernels.cuda.gemm.autotune import multiply
+from llmpy.kernels.cuda.gemm.packed_weight import Weight
+from llmpy.kernels.cuda.gemm.problem import (
+    BIAS,
+    BIAS_GELU,
+    BIAS_RESIDUAL,
+    COLUMN_SUMS,
+    GELU_GRADIENT,
+    NN,
+    NOTHING,
+    NT,
+    TN,
+)
+from llmpy.kernels.cuda.primitives.column_sums import add_column_sums
+from llmpy.kernels.cuda.runtime.array import DeviceArray
 
 
 def operand(w, x: DeviceArray | None = None) -> DeviceArray:

@@ -9,12 +9,12 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from llmpy.kernels.cuda.array import DeviceArray
-from llmpy.kernels.cuda.device import INTERPRETED
 from llmpy.kernels.cuda.dropout import signed
-from llmpy.kernels.cuda.launch import cdiv, launch
-from llmpy.kernels.cuda.reduce import PROGRAMS, sum_parts
-from llmpy.kernels.cuda.weights import Weight
+from llmpy.kernels.cuda.gemm.packed_weight import Weight
+from llmpy.kernels.cuda.primitives.reduce import PROGRAMS, sum_parts
+from llmpy.kernels.cuda.runtime.array import DeviceArray
+from llmpy.kernels.cuda.runtime.device import INTERPRETED
+from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 
 BLOCK = 2**16 if INTERPRETED else 1024
 

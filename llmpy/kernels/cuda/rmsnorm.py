@@ -6,12 +6,12 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from llmpy.kernels.cuda.array import DeviceArray
-from llmpy.kernels.cuda.launch import cdiv, launch
 from llmpy.kernels.cuda.layernorm import PROGRAMS
-from llmpy.kernels.cuda.reduce import add_column_sums
-from llmpy.kernels.cuda.rows import row_tile
-from llmpy.kernels.cuda.workspace import scratch
+from llmpy.kernels.cuda.primitives.reduce import add_column_sums
+from llmpy.kernels.cuda.primitives.row_blocks import row_tile
+from llmpy.kernels.cuda.runtime.array import DeviceArray
+from llmpy.kernels.cuda.runtime.launch import cdiv, launch
+from llmpy.kernels.cuda.runtime.workspace import scratch
 
 
 @triton.jit

@@ -6,9 +6,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from llmpy.kernels.cuda.array import DeviceArray
-from llmpy.kernels.cuda.launch import cdiv, launch
-from llmpy.kernels.cuda.rows import row_tile
+from llmpy.kernels.cuda.primitives.row_blocks import row_tile
+from llmpy.kernels.cuda.runtime.array import DeviceArray
+from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 
 COLUMNS = 2048  # at most, to a program
 

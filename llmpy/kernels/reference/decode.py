@@ -15,8 +15,8 @@ from llmpy.kernels.reference.rope import rope_forward
 from llmpy.kernels.reference.swiglu import swiglu_forward
 
 if TYPE_CHECKING:
-    from llmpy.config import ModelConfig
-    from llmpy.stored import StoredWeights
+    from llmpy.models.config import ModelConfig
+    from llmpy.models.inference_weights import StoredWeights
 
 
 class Decode:

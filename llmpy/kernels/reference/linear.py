@@ -3,7 +3,7 @@
 import numpy as np
 
 from llmpy.kernels.reference.gelu import gelu_backward, gelu_forward
-from llmpy.matrix import Matrix
+from llmpy.quant.matrix import Matrix
 
 
 def linear_forward(y, x, w, b=None, residual=None, pre_gelu=None):

@@ -1,10 +1,10 @@
 """Attention for every head size that models have, as each GPU is to run it."""
 
-from llmpy.kernels.cuda.attention import _forward
-from llmpy.kernels.cuda.attention_backward import _backward_keys, _backward_queries, _copy
-from llmpy.kernels.cuda.attention_blocks import configuration
-from llmpy.kernels.cuda.attention_decode import _spans, _together, spans_of
-from llmpy.kernels.cuda.attention_tiles import shape
+from llmpy.kernels.cuda.attention.backward import _backward_keys, _backward_queries, _copy
+from llmpy.kernels.cuda.attention.block_sizes import configuration
+from llmpy.kernels.cuda.attention.forward import _forward
+from llmpy.kernels.cuda.attention.tiles import shape
+from llmpy.kernels.cuda.decode.attention import _spans, _together, spans_of
 from tests.kernels.cuda.compiling import CAPABILITIES, Case
 
 ACTIVATIONS = {"y", "q", "k", "v", "dq", "dk", "dv", "dy", "to", "x"}

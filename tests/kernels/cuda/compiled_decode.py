@@ -1,4 +1,5 @@
-from llmpy.kernels.cuda import copies, matrix, matvec
+from llmpy.kernels.cuda.decode import fused_linear, matrix
+from llmpy.kernels.cuda.runtime import copies
 from tests.kernels.cuda.compiling import Case
 
 POINTERS = ("y", "x", "q", "residual", "parts", "gain", "shift", "b", "cos", "sin", "scales")
@@ -17,14 +18,14 @@ SIGNATURE = {
 def product(name, kernel, w, outputs, channels=None, cache="bf16", **constants):
     """A product with a weight of numbers w ("q8": 8 bits), with a norm of rows of so many `channels` before it."""
     quantized = w == "q8"
-    options = matvec.configuration(outputs, w == "bf16", quantized, interpreted=False)
-    if kernel in (matvec._gated, matvec._heads):
-        options = matvec._pairs(options)
+    options = fused_linear.configuration(outputs, w == "bf16", quantized, interpreted=False)
+    if kernel in (fused_linear._gated, fused_linear._heads):
+        options = fused_linear._pairs(options)
     if channels is None:
         constants = {"most_parts": 128, **constants}
     else:
-        part = matvec.part_of(channels, interpreted=False)
-        constants |= {"part": part, "most_parts": matvec.power_of_2(matvec.cdiv(channels, part))}
+        part = fused_linear.part_of(channels, interpreted=False)
+        constants |= {"part": part, "most_parts": fused_linear.power_of_2(fused_linear.cdiv(channels, part))}
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages")}
     signature = {**SIGNATURE, "w": "*i8" if quantized else f"*{w}", "keys": f"*{cache}", "values": f"*{cache}"}
     if not quantized:
@@ -44,22 +45,22 @@ CASES = [
     case
     for w in ("fp32", "bf16", "q8")
     for case in (
-        product("head-layernorm", matvec._linear, w, 50257, 768, b=None, with_gelu=False),
-        product("fc-gelu", matvec._linear, w, 3072, 768, with_gelu=True),
-        product("add", matvec._add_linear, w, 768),
-        product("add", matvec._add_linear, w, 8192, b=None),
-        product("gated", matvec._gated, w, 2 * 14336, 4096, shift=None),
-        product("heads-gpt2", matvec._heads, w, 2304, 768, cos=None, sin=None, interleaved=False),
-        product("heads-halves", matvec._heads, w, 6144, 4096, shift=None, b=None, interleaved=False),
-        product("heads-neighbours", matvec._heads, w, 960, 576, "fp32", shift=None, b=None, interleaved=True),
+        product("head-layernorm", fused_linear._linear, w, 50257, 768, b=None, with_gelu=False),
+        product("fc-gelu", fused_linear._linear, w, 3072, 768, with_gelu=True),
+        product("add", fused_linear._add_linear, w, 768),
+        product("add", fused_linear._add_linear, w, 8192, b=None),
+        product("gated", fused_linear._gated, w, 2 * 14336, 4096, shift=None),
+        product("heads-gpt2", fused_linear._heads, w, 2304, 768, cos=None, sin=None, interleaved=False),
+        product("heads-halves", fused_linear._heads, w, 6144, 4096, shift=None, b=None, interleaved=False),
+        product("heads-neighbours", fused_linear._heads, w, 960, 576, "fp32", shift=None, b=None, interleaved=True),
     )
 ] + [
-    product("fc-gelu", matvec._linear, "fp16", 3072, 768, with_gelu=True),
+    product("fc-gelu", fused_linear._linear, "fp16", 3072, 768, with_gelu=True),
 ]
 CASES += [
     Case(
         name=f"embed-{'prompt' if prompt else 'step'}-{w}",
-        kernel=matvec._embed,
+        kernel=fused_linear._embed,
         signature={
             **SIGNATURE,
             "w": "*i8" if w == "q8" else f"*{w}",

@@ -1,8 +1,9 @@
 """The kernels that memory limits, at the widths of a Llama of 15M, of GPT-2 124M and 1558M, and of the longest rows."""
 
-from llmpy.kernels.cuda import embedding, embedding_order, layernorm, optimizer, reduce, rmsnorm, rope, swiglu
+from llmpy.kernels.cuda import embedding, layernorm, optimizer, rmsnorm, rope, swiglu
 from llmpy.kernels.cuda.dropout import BLOCK, _dropout
-from llmpy.kernels.cuda.rows import row_tile
+from llmpy.kernels.cuda.primitives import reduce, sort_tokens
+from llmpy.kernels.cuda.primitives.row_blocks import row_tile
 from tests.kernels.cuda.compiling import Case
 
 ACTIVATIONS = ("y", "x", "dx", "dy", "dresidual", "residual", "gate", "up", "gateup", "dgateup")
@@ -69,9 +70,9 @@ def others():
             yield in_rows(f"embedding_sums-{C}", embedding._sum_chunk, block, dtype)
     block = {"rows": embedding.ROWS, "columns": embedding.JOINED, "num_warps": 4}
     yield in_rows("embedding_joins", embedding._join_chunks, block, "fp32", {"chunks": embedding.CHUNKS})
-    run = {"run": embedding_order.RUN, "block": embedding_order.BLOCK}
-    yield case("embedding_runs", embedding_order._sort_run, {**run, "across": embedding_order.ACROSS})
-    yield case("embedding_order", embedding_order._merge_runs, {**run, "halvings": embedding_order.RUN.bit_length()})
+    run = {"run": sort_tokens.RUN, "block": sort_tokens.BLOCK}
+    yield case("embedding_runs", sort_tokens._sort_run, {**run, "across": sort_tokens.ACROSS})
+    yield case("embedding_order", sort_tokens._merge_runs, {**run, "halvings": sort_tokens.RUN.bit_length()})
 
 
 def sums():

@@ -1,7 +1,8 @@
-from llmpy.kernels.cuda import classifier, column_sums
-from llmpy.kernels.cuda.gemm import GROUP, add_parts, multiply_tile, slices
-from llmpy.kernels.cuda.product import BIAS, BIAS_GELU, BIAS_RESIDUAL, GELU_GRADIENT, NN, NOTHING, NT, TN
-from llmpy.kernels.cuda.tiles import ROUGH, table
+from llmpy.kernels.cuda import classifier
+from llmpy.kernels.cuda.gemm.problem import BIAS, BIAS_GELU, BIAS_RESIDUAL, GELU_GRADIENT, NN, NOTHING, NT, TN
+from llmpy.kernels.cuda.gemm.tile_sizes import ROUGH, table
+from llmpy.kernels.cuda.gemm.triton_gemm import GROUP, add_parts, multiply_tile, slices
+from llmpy.kernels.cuda.primitives import column_sums
 from tests.kernels.cuda.compiling import CAPABILITIES, Case
 
 NUMBERS = ("M", "N", "K", "a_rows", "a_depth", "c_columns", "part_depth", "a_stride", "b_stride", "c_stride")

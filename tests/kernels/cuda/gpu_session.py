@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llmpy.kernels.cuda import DeviceArray, device, empty, gelu_forward
-from llmpy.kernels.cuda.transfers import HALF
+from llmpy.kernels.cuda import DeviceArray, empty, gelu_forward
+from llmpy.kernels.cuda.runtime import device
+from llmpy.kernels.cuda.runtime.transfers import HALF
 
 gpu = device.current()
 

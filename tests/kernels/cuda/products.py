@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from llmpy.kernels.cuda.array import DeviceArray
-from llmpy.kernels.cuda.product import (
+from llmpy.kernels.cuda.gemm.problem import (
     BIAS_GELU,
     BIAS_RESIDUAL,
     COLUMN_SUMS,
@@ -14,6 +13,7 @@ from llmpy.kernels.cuda.product import (
     TN,
     describe,
 )
+from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.reference import gelu_backward, gelu_forward
 from tests.kernels.numerics import BFLOAT16, NARROW, TOLERANCE, assert_agree
 

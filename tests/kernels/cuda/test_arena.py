@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("triton")
-from llmpy.kernels.cuda.arena import ALIGNMENT, Arena
+from llmpy.kernels.cuda.runtime.arena import ALIGNMENT, Arena
 
 
 class System:

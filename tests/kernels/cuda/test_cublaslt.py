@@ -3,9 +3,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-from llmpy.kernels.cuda import cublaslt, device
-from llmpy.kernels.cuda.cublaslt import WORKSPACE, Plan, supports
-from llmpy.kernels.cuda.product import NN, NT, TN, describe
+from llmpy.kernels.cuda.gemm import cublaslt
+from llmpy.kernels.cuda.gemm.cublaslt import WORKSPACE, Plan, supports
+from llmpy.kernels.cuda.gemm.problem import NN, NT, TN, describe
+from llmpy.kernels.cuda.runtime import device
 from tests.kernels.cuda import fake_cublaslt
 from tests.kernels.cuda.fake_cublaslt import Epilogue, FakeCublasLt
 from tests.kernels.cuda.products import FORMS, Case, seen

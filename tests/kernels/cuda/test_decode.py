@@ -10,15 +10,15 @@ from tests.kernels import on_device  # noqa: F401  (before Triton is imported)
 
 pytest.importorskip("triton")
 
-from llmpy.blocks import BF16, F16, F32, Q4_0, Q6_K, Q8_0
-from llmpy.config import GPT2Config, LlamaConfig
 from llmpy.errors import UserError
 from llmpy.kernels import cuda, reference
-from llmpy.kernels.cuda import stored
-from llmpy.kernels.cuda.array import DeviceArray
-from llmpy.models.rotary import rotations
-from llmpy.parameters import Parameters, parameter_table, total_size
-from llmpy.stored import Copy, StoredWeights
+from llmpy.kernels.cuda.decode import upload_weights
+from llmpy.kernels.cuda.runtime.array import DeviceArray
+from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.inference_weights import Copy, StoredWeights
+from llmpy.models.parameters import Parameters, parameter_table, total_size
+from llmpy.models.rope import rotations
+from llmpy.quant.types import BF16, F16, F32, Q4_0, Q6_K, Q8_0
 from tests.kernels.numerics import relative_error
 
 GPT2 = GPT2Config(vocab_size=101, context=40, layers=2, heads=3, channels=60)
@@ -199,10 +199,10 @@ def test_what_is_not_a_number_shows(where):
 def test_a_card_that_is_too_small_is_told(monkeypatch):
     weights = weights_of(LLAMA)
     needed = sum(getattr(tensor, "nbytes", 0) for tensor in weights.tensors.values())
-    monkeypatch.setattr(stored, "room", lambda: needed - 1)
+    monkeypatch.setattr(upload_weights, "room", lambda: needed - 1)
     with pytest.raises(UserError, match=r"the weights take .* GB and the GPU has .* GB free"):
         cuda.upload_weights(weights)
-    monkeypatch.setattr(stored, "room", lambda: needed)
+    monkeypatch.setattr(upload_weights, "room", lambda: needed)
     cuda.upload_weights(weights)
 
 

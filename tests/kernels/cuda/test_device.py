@@ -6,7 +6,8 @@ import pytest
 from llmpy.errors import UserError
 
 pytest.importorskip("triton")
-from llmpy.kernels.cuda import DeviceArray, device
+from llmpy.kernels.cuda import DeviceArray
+from llmpy.kernels.cuda.runtime import device
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 pytest.importorskip("triton")
 
 from llmpy import kernels
-from llmpy.kernels.cuda.array import DeviceArray
 from llmpy.kernels.cuda.embedding import CHUNKS, ROWS
-from llmpy.kernels.cuda.embedding_order import RUN, order_of
+from llmpy.kernels.cuda.primitives.sort_tokens import RUN, order_of
+from llmpy.kernels.cuda.runtime.array import DeviceArray
 from tests.kernels.numerics import compare
 from tests.kernels.on_device import OnDevice
 from tests.kernels.test_embedding import SHAPES

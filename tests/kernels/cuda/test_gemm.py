@@ -5,11 +5,22 @@ import pytest
 
 pytest.importorskip("triton")
 
-from llmpy.kernels.cuda import gemm as module
-from llmpy.kernels.cuda.column_sums import add_column_sums
-from llmpy.kernels.cuda.gemm import add_up, gemm
-from llmpy.kernels.cuda.product import COLUMN_SUMS, NN, NT, TN, Product, describe
-from llmpy.kernels.cuda.tiles import FLOAT32, LARGE, MEDIUM, ROUGH, SMALL, Tiles, candidates, guess, may_split, table
+from llmpy.kernels.cuda.gemm import triton_gemm as module
+from llmpy.kernels.cuda.gemm.problem import COLUMN_SUMS, NN, NT, TN, Product, describe
+from llmpy.kernels.cuda.gemm.tile_sizes import (
+    FLOAT32,
+    LARGE,
+    MEDIUM,
+    ROUGH,
+    SMALL,
+    Tiles,
+    candidates,
+    guess,
+    may_split,
+    table,
+)
+from llmpy.kernels.cuda.gemm.triton_gemm import add_up, gemm
+from llmpy.kernels.cuda.primitives.column_sums import add_column_sums
 from tests.kernels.cuda.products import FORMS, LAYOUTS, Case, seen
 from tests.kernels.numerics import BFLOAT16, NARROW, Arrays, assert_agree
 

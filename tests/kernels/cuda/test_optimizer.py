@@ -6,14 +6,14 @@ import pytest
 pytest.importorskip("triton")
 
 from llmpy import kernels
-from llmpy.kernels.cuda import workspace
-from llmpy.kernels.cuda.array import DeviceArray, empty
-from llmpy.optimizer import clip_scale
+from llmpy.kernels.cuda.runtime import workspace
+from llmpy.kernels.cuda.runtime.array import DeviceArray, empty
+from llmpy.training.optimizer import clip_scale
 from tests.kernels.numerics import BFLOAT16, assert_agree, dense
 from tests.kernels.on_device import OnDevice
 from tests.kernels.test_bfloat16 import any_bits, assert_same_numbers, nearest
 from tests.kernels.test_optimizer import SIZES
-from tests.kernels.test_weights import RECIPE
+from tests.kernels.test_packed_weight import RECIPE
 
 DIRECT = kernels.load("cuda")
 CUDA = OnDevice(DIRECT)

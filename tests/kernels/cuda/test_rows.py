@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip("triton")
 
 from llmpy import kernels
-from llmpy.kernels.cuda.array import DeviceArray
+from llmpy.kernels.cuda.runtime.array import DeviceArray
 from tests.kernels import calls
 from tests.kernels.numerics import BFLOAT16, Arrays, compare
 from tests.kernels.on_device import OnDevice

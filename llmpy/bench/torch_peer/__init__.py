@@ -1,0 +1,1 @@
+"""The same models in PyTorch: the peer of the benchmarks."""

@@ -1,0 +1,1 @@
+"""Text generation: scheduling, KV cache, sampling, streaming, conversations."""

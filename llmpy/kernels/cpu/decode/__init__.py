@@ -1,0 +1,1 @@
+"""One decode step of a whole model in one compiled call."""

@@ -1,0 +1,1 @@
+"""The CPU's matmul: packing, micro-kernels in LLVM IR, epilogues."""

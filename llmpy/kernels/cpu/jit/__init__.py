@@ -1,0 +1,1 @@
+"""Compilation of the CPU kernels: Numba, LLVM IR, instruction sets, threads, scratch memory."""

@@ -1,0 +1,1 @@
+"""The GPU's matmul: cuBLASLt, the Triton GEMM, and the autotuner that picks between them."""

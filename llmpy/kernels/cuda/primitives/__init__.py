@@ -1,0 +1,1 @@
+"""Building blocks of several GPU kernels: row blocks, reductions, token sorting."""

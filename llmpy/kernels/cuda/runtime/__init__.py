@@ -1,0 +1,1 @@
+"""The device itself: memory, arrays, launches, transfers, limits, and the interpreter that stands in for a GPU."""

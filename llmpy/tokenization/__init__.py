@@ -1,0 +1,1 @@
+"""Tokenizers: bytes, BPE, SentencePiece; their files, and how they are trained."""

@@ -1,0 +1,1 @@
+"""The training loop, and everything that a run needs around it: settings, data, optimizer, checkpoints, logs."""

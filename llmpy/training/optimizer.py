@@ -1,0 +1,121 @@
+"""AdamW over the flat buffers, gradient clipping, and the schedules of the learning rate."""
+
+from __future__ import annotations
+
+import math
+from itertools import groupby
+from types import ModuleType
+from typing import Protocol
+
+import numpy as np
+
+from llmpy.errors import UserError
+from llmpy.models.bf16_weights import BFloat16Weights
+from llmpy.models.parameters import Parameters
+
+EPS = 1e-8
+FLAT_PART = 0.8  # of a wsd schedule's steps: where its decay begins
+
+
+class Trainable(Protocol):
+    """What the optimizer needs of a model; `arrays` has its moments, m and v."""
+
+    @property
+    def kernels(self) -> ModuleType: ...
+    @property
+    def parameters(self) -> Parameters: ...
+    @property
+    def gradients(self) -> Parameters: ...
+    @property
+    def arrays(self) -> dict[str, np.ndarray]: ...
+    @property
+    def weights(self) -> Parameters | BFloat16Weights: ...
+
+
+class AdamW:
+    """AdamW (Loshchilov, Hutter 2017): m and v are running means of the gradient and its square, a step m / sqrt(v).
+
+    Weight decay pulls the matrices alone towards 0; biases and norms go without, as the table of parameters says.
+    m and v are flat, of the size of the parameters, and zero before the first step. `weights`, the bfloat16 copy of a
+    run in bfloat16, is made anew at each step.
+    """
+
+    def __init__(
+        self,
+        kernels: ModuleType,
+        parameters: Parameters,
+        gradients: Parameters,
+        m: np.ndarray,
+        v: np.ndarray,
+        beta1: float = 0.9,
+        beta2: float = 0.95,
+        weight_decay: float = 0.1,
+        weights: BFloat16Weights | None = None,
+    ) -> None:
+        self.kernels, self.parameters, self.gradients, self.m, self.v = kernels, parameters, gradients, m, v
+        self.beta1, self.beta2, self.weight_decay, self.weights = beta1, beta2, weight_decay, weights
+        # Neighbours in the buffer that are treated alike are updated in one go; what has a copy, matrix by matrix.
+        self.groups: list[tuple[slice, bool]] = []
+        copied = weights is not None
+        for (decay, alone), specs in groupby(parameters.table, key=lambda spec: (spec.decay, spec.product and copied)):
+            slices = [parameters.slices[spec.name] for spec in specs]
+            if not alone:
+                self.groups.append((slice(slices[0].start, slices[-1].stop), decay))
+
+    @classmethod
+    def of(cls, model: Trainable, beta1: float = 0.9, beta2: float = 0.95, weight_decay: float = 0.1) -> AdamW:
+        """The optimizer of a model, over its own memory."""
+        m, v, weights = model.arrays["m"], model.arrays["v"], model.weights
+        copy = weights if isinstance(weights, BFloat16Weights) else None
+        return cls(model.kernels, model.parameters, model.gradients, m, v, beta1, beta2, weight_decay, copy)
+
+    def gradient_norm(self) -> float:
+        """The L2 norm of all gradients together."""
+        return float(self.kernels.global_norm(self.gradients.flat))
+
+    def update(self, step: int, lr: float, grad_scale: float = 1.0) -> None:
+        """One step; `step` counts from 1, gradients are multiplied by `grad_scale` (clipping)."""
+        flat, adamw = (self.parameters.flat, self.gradients.flat, self.m, self.v), self.kernels.adamw
+        for s, decay in self.groups:
+            weight_decay = self.weight_decay if decay else 0.0
+            adamw(*(x[s] for x in flat), lr, self.beta1, self.beta2, EPS, weight_decay, step, grad_scale)
+        if self.weights is not None:
+            numbers = (lr, self.beta1, self.beta2, EPS, self.weight_decay, step, grad_scale)
+            for s, weight, rounding in self.weights.matrices(step):
+                matrices = (x[s].reshape(weight.shape) for x in flat)
+                adamw(*matrices, *numbers, weight=weight, rounding=rounding)
+
+
+def clip_scale(norm: float, largest: float) -> float:
+    """What to multiply gradients of this norm with so that it is at most `largest` (0: no limit)."""
+    return largest / norm if largest > 0 and norm > largest else 1.0
+
+
+def learning_rate(
+    step: int, steps: int, highest: float, schedule: str = "cosine", warmup: int = 0, final_fraction: float = 0.0
+) -> float:
+    """The learning rate of a step, which counts from 0 to steps - 1.
+
+    It goes up over `warmup` steps (but for the constant schedule), then down to highest * final_fraction: along half a
+    cosine, along a line, or not at all until 0.8 of the steps are done and then as 1 - sqrt (wsd, Hägele et al. 2024).
+    """
+    if schedule == "constant":
+        return highest
+    if step < warmup:
+        return highest * (step + 1) / warmup
+    lowest = highest * final_fraction
+    if schedule == "cosine":
+        return lowest + 0.5 * (1 + math.cos(math.pi * _progress(step, warmup, steps))) * (highest - lowest)
+    if schedule == "linear":
+        return highest - _progress(step, warmup, steps) * (highest - lowest)
+    if schedule == "wsd":
+        decay_start = int(FLAT_PART * steps)
+        if step < decay_start:
+            return highest
+        return lowest + (1 - math.sqrt(_progress(step, decay_start, steps))) * (highest - lowest)
+    raise UserError(f"there is no schedule {schedule!r}: use cosine, linear, constant or wsd")
+
+
+def _progress(step: int, start: int, stop: int) -> float:
+    """How far `step` is from `start` to `stop`, 0 to 1."""
+    return min((step - start) / max(stop - start, 1), 1.0)

@@ -1,0 +1,1 @@
+"""Helpers that know nothing of language models: files, downloads, progress bars, random numbers, memory."""
