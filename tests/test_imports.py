@@ -103,6 +103,8 @@ def test_pytorch_is_imported_only_as_the_peer_of_a_benchmark(module):
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("llmpy.kernels.")])
 def test_backends_know_nothing_of_each_other(module):
     backend = module.split(".")[2]
+    if backend == "backend":  # loads them by name
+        return
     others = {name for name in IMPORTS[module] if name.startswith("llmpy.kernels.") and name.split(".")[2] != backend}
     assert not {name for name in others if name.split(".")[2] in ("reference", "cpu", "cuda")}
 

@@ -18,9 +18,9 @@ import numpy as np
 from llmpy import kernels
 from llmpy.bench import machine, peers, timing
 from llmpy.errors import UserError
+from llmpy.kernels.defaults import LOGITS_ROWS
 from llmpy.models.config import LlamaConfig, ModelConfig
 from llmpy.models.precision import dtype
-from llmpy.models.transformer import LOGITS_ROWS
 from llmpy.utils.memory import MemoryPlan
 from llmpy.utils.progress_bar import bar
 

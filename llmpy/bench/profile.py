@@ -8,13 +8,12 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from llmpy.bench import roofline, timing
 from llmpy.bench.flop_count import work_of
 from llmpy.bench.train import Step, our_step
-from llmpy.kernels import reference
+from llmpy.kernels import Backend, reference
 from llmpy.utils.progress_bar import bar
 
 REST = "everything else (Python)"
@@ -31,14 +30,13 @@ class Line:
     bytes: int = 0
 
 
-class ProfiledKernels(ModuleType):
+class ProfiledKernels:
     """A backend with the same attributes, which keeps a record of every call that is made through it.
 
     An operation that calls another one inside its backend is one call, the outer one.
     """
 
-    def __init__(self, kernels: ModuleType) -> None:
-        super().__init__(kernels.__name__)
+    def __init__(self, kernels: Backend) -> None:
         self._kernels = kernels
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any], float]] = []
 
@@ -81,9 +79,9 @@ def our_profiled_steps(step: dict[str, Any]) -> Callable[[], list[dict[str, Any]
     """For a worker: as many steps as QUICK seconds take, at least one; of each its seconds and its operations."""
     observed: list[ProfiledKernels] = []
 
-    def observe(kernels: ModuleType) -> ModuleType:
+    def observe(kernels: Backend) -> Backend:
         observed.append(ProfiledKernels(kernels))
-        return observed[0]
+        return cast(Backend, observed[0])
 
     run = our_step(step, observe)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -43,7 +42,7 @@ class Step:
 
 
 def our_step(
-    step: dict[str, Any], observe: Callable[[ModuleType], ModuleType] = lambda kernels: kernels
+    step: dict[str, Any], observe: Callable[[kernels.Backend], kernels.Backend] = lambda kernels: kernels
 ) -> Callable[[], object]:
     """Our training step, ready to be called; on what `observe` makes of the kernels."""
     from llmpy.models import new_model

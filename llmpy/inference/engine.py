@@ -22,7 +22,6 @@ from llmpy.models.decoder import decoder_context, on_backend
 from llmpy.models.inference_weights import StoredWeights
 from llmpy.models.parameters import Parameters
 from llmpy.models.precision import of_generation
-from llmpy.quant.matrix import Matrix
 from llmpy.tokenization.base import StreamDecoder, Tokenizer
 
 
@@ -191,7 +190,7 @@ def _weights_of(model: Model, precision: str, backend: str) -> tuple[StoredWeigh
     """What to generate with, and the precision of the cache and the activations."""
     stored = getattr(model, "stored", None)
     if stored is None:
-        matrix_of = getattr(kernels.load(backend), "matrix_of", Matrix.of)
+        matrix_of = kernels.load(backend).matrix_of
         return StoredWeights.of(model.parameters, model.config, matrix_of), getattr(model, "precision", "float32")
     name, computing = of_generation(precision, stored.kinds, backend)
     kind = {"float32": "F32", "bfloat16": "BF16", "q8": "Q8_0"}.get(name)

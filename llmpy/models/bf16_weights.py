@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from llmpy.kernels import Backend
 from llmpy.models.parameters import Parameters, ParameterSpec
 from llmpy.utils.memory import MemoryPlan
 
 _NAME = "weights"  # of the array in a memory plan
 
 
-def plan_weights(plan: MemoryPlan, kernels: ModuleType, table: list[ParameterSpec]) -> None:
+def plan_weights(plan: MemoryPlan, kernels: Backend, table: list[ParameterSpec]) -> None:
     """Add the memory of the bfloat16 copy."""
     total = sum(kernels.weight_size(*shape) for spec in table for shape in _shapes(spec))
     plan.add("bfloat16 weights", _NAME, total, dtype=ml_dtypes.bfloat16)
@@ -43,7 +44,7 @@ class BFloat16Weights:
 
     def __init__(
         self,
-        kernels: ModuleType,
+        kernels: Backend,
         parameters: Parameters,
         arrays: dict[str, np.ndarray],
         stochastic: bool = False,
@@ -67,7 +68,7 @@ class BFloat16Weights:
                 start += size
 
     @classmethod
-    def of(cls, kernels: ModuleType, parameters: Parameters) -> BFloat16Weights:
+    def of(cls, kernels: Backend, parameters: Parameters) -> BFloat16Weights:
         """A copy of the parameters in memory of its own."""
         plan = MemoryPlan()
         plan_weights(plan, kernels, parameters.table)

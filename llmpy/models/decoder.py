@@ -42,8 +42,7 @@ def decoder_context(config: GPT2Config | LlamaConfig, context: int | None = None
 
 def on_backend(weights: StoredWeights, backend: str) -> StoredWeights:
     """The weights where the kernels of a backend read them; themselves, if they are there."""
-    module = kernels.load(backend)
-    return module.upload_weights(weights) if hasattr(module, "upload_weights") else weights
+    return kernels.load(backend).upload_weights(weights)
 
 
 class Decoder(ABC, Generic[Config]):
@@ -81,7 +80,7 @@ class Decoder(ABC, Generic[Config]):
         plan.add("positions", "start", 1, dtype=np.int32)
         texts = "one text" if sequences == 1 else f"{sequences} texts side by side"
         advice = f"the cache holds {c.context} tokens of {texts}; shorten it (--context), or make fewer"
-        self.arrays = kernels.take(plan, backend, advice)
+        self.arrays = self.kernels.take(plan, advice)
         # Of a step, and apart from them those of a prompt: on the host, where tokens are drawn.
         logits = MemoryPlan()
         logits.add("logits", "logits", sequences + 1, c.vocab_size)
@@ -102,10 +101,6 @@ class Decoder(ABC, Generic[Config]):
         """Fills in those of the arrays that never change."""
 
     @abstractmethod
-    def _embed(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """tokens and their positions, int32 [N] -> float32 [N, C]"""
-
-    @abstractmethod
     def _read_block(self, x: np.ndarray, start: int, attend: Attend) -> None:
         """x [T, C], embeddings of tokens of which the first is at position `start`, through all layers."""
 
@@ -124,7 +119,8 @@ class Decoder(ABC, Generic[Config]):
         for begin, end in pairwise(bounds):
             if begin < end:
                 x = self.arrays["x"][: end - begin]
-                self._embed_into(x, tokens[begin - start : end - start], np.arange(begin, end, dtype=np.int32))
+                positions = np.arange(begin, end, dtype=np.int32)
+                self.kernels.embed_rows(x, self.weights, tokens[begin - start : end - start], positions)
                 self.arrays["start"][:] = begin
                 self._read_block(x, begin, self._reading(slot, begin))
         return self._step(self.sequences, tokens[-1:], np.array([last], np.int32), np.array([slot], np.int32))[0]
@@ -135,8 +131,8 @@ class Decoder(ABC, Generic[Config]):
         def attend(layer: int, y: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
             end = start + len(q)
             keys, values = (self.arrays[name][layer, slot : slot + 1, :end] for name in ("keys", "values"))
-            self._copy(keys[0, start:], k)
-            self._copy(values[0, start:], v)
+            self.kernels.copy(keys[0, start:], k)
+            self.kernels.copy(values[0, start:], v)
             lse = self.arrays["lse"][: q.shape[0] * q.shape[1]].reshape(1, q.shape[1], q.shape[0])
             self.kernels.attention_forward(y[None], lse, q[None], keys, values)
 
@@ -150,27 +146,8 @@ class Decoder(ABC, Generic[Config]):
     def _step(self, first: int, tokens: np.ndarray, positions: np.ndarray, slots: np.ndarray) -> np.ndarray:
         """`decode`, its logits in rows of the array from `first` on."""
         logits = self.logits[first : first + len(tokens)]
-        self._decode(logits, tokens if self._elsewhere else self._embed(tokens, positions), slots, positions)
+        self._decode(logits, tokens, slots, positions)
         return logits
-
-    # ---- where the backend has memory of its own -------------------------------------------------------------------
-
-    @property
-    def _elsewhere(self) -> bool:
-        return hasattr(self.kernels, "take")
-
-    def _embed_into(self, x: np.ndarray, tokens: np.ndarray, positions: np.ndarray) -> None:
-        if self._elsewhere:
-            self.kernels.embed_rows(x, self.weights, tokens, positions)
-        else:
-            x[:] = self._embed(tokens, positions)
-
-    def _copy(self, to: np.ndarray, source: np.ndarray) -> None:
-        """They may overlap."""
-        if self._elsewhere:
-            self.kernels.copy(to, source)
-        else:
-            to[...] = source
 
     # ---- what slots hold -------------------------------------------------------------------------------------------
 
@@ -183,7 +160,7 @@ class Decoder(ABC, Generic[Config]):
         for name in ("keys", "values"):
             for layer in self.arrays[name]:
                 for slot in to:
-                    self._copy(layer[slot, :length], layer[source, :length])
+                    self.kernels.copy(layer[slot, :length], layer[source, :length])
 
     def shift(self, slot: int, keep: int, drop: int) -> None:
         """Forgets the `drop` tokens behind the first `keep`; those after them are `drop` positions earlier from now on.

@@ -19,9 +19,6 @@ class GPT2Decoder(Decoder[GPT2Config]):
         plan.add("activations", "mean", rows)
         plan.add("activations", "rstd", rows)
 
-    def _embed(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        return self.weights.embedding.rows(tokens) + self.weights.wpe[positions]
-
     def _read_block(self, x: np.ndarray, start: int, attend: Attend) -> None:
         K, T = self.kernels, len(x)
         ln, qkv, att, fch, fch_gelu, mean, rstd = (

@@ -6,11 +6,11 @@ The host only asks: while the device computes one batch, the next is read, copie
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from llmpy.kernels import Backend
 from llmpy.utils.memory import MemoryPlan
 
 
@@ -24,14 +24,16 @@ def plan_batch(plan: MemoryPlan, B: int, T: int) -> None:
 class DeviceStep:
     """Runs the passes of a model on the batches it is given; each kind of pass becomes a graph of the device."""
 
-    def __init__(self, kernels: ModuleType, arrays: dict[str, Any]) -> None:
-        self.kernels, self.arrays, self.device = kernels, arrays, kernels.device.current()
+    def __init__(self, kernels: Backend, arrays: dict[str, Any]) -> None:
+        assert kernels.device is not None
+        self.kernels, self.arrays, self._driver = kernels, arrays, kernels.device
+        self.device = self._driver.current()
         self._ahead = self.device.copies_ahead(2 * (arrays["tokens"].nbytes + 256))
         self._graphs: dict[Hashable, Callable[[], None]] = {}
 
     def tune(self, learn: Callable[[Any, Any], None]) -> None:
         """Times the ways of each product that a micro-step makes. The interpreter, which knows one, is left alone."""
-        if self.kernels.device.INTERPRETED:
+        if self._driver.INTERPRETED:
             return
         with self.kernels.tuning(), self.kernels.shown():
             learn(self.arrays["tokens"], self.arrays["targets"])

@@ -36,7 +36,6 @@ class _Kept(NamedTuple):
     q: np.ndarray
     k: np.ndarray
     v: np.ndarray
-    qk: np.ndarray
     att: np.ndarray
     lse: np.ndarray
     gateup: np.ndarray
@@ -80,9 +79,7 @@ class Llama(Transformer[LlamaConfig]):
     def _begin(self) -> None:
         cos, sin = self.arrays["cos"], self.arrays["sin"]
         cos[:], sin[:] = rotations(self.config, self.sequence_length)
-        # On a GPU q and k are turned as attention reads them, which saves passes over memory.
-        self._turned_by_attention = getattr(self.kernels, "ATTENTION_TURNS", False)
-        self._rope = {"rope": (cos, sin, self.config.rope_interleaved)} if self._turned_by_attention else {}
+        self._rope = cos, sin, self.config.rope_interleaved
 
     def _only_added_to(self) -> set[str]:
         return set() if self.config.tied else {"wte"}
@@ -96,7 +93,7 @@ class Llama(Transformer[LlamaConfig]):
             a[name][layer % len(a[name])] for name in ("residual_mid", "qkv", "att", "lse", "gateup")
         )
         q, k, v = qkv[:, :, :NH], qkv[:, :, NH : NH + NKV], qkv[:, :, NH + NKV :]
-        return _Kept(mid, qkv.reshape(len(mid), -1), q, k, v, qkv[:, :, : NH + NKV], att, lse, gateup)
+        return _Kept(mid, qkv.reshape(len(mid), -1), q, k, v, att, lse, gateup)
 
     def _norm(self, x: np.ndarray, w: np.ndarray) -> np.ndarray:
         """rmsnorm(x) [N, C], valid until the next one"""
@@ -113,9 +110,7 @@ class Llama(Transformer[LlamaConfig]):
         p, w, K, a = self.parameters.layers[layer], self.weights.layers[layer], self.kernels, self.arrays
         x, kept = a["residual"][layer], self._kept(layer)
         K.linear_forward(kept.qkv, self._norm(x, p.ln1w), w.qkvw, getattr(p, "qkvb", None))
-        if not self._turned_by_attention:
-            K.rope_forward(kept.qk, a["cos"], a["sin"], self.config.rope_interleaved)
-        K.attention_forward(kept.att.reshape(kept.q.shape), kept.lse, kept.q, kept.k, kept.v, **self._rope)
+        K.attention_forward(kept.att.reshape(kept.q.shape), kept.lse, kept.q, kept.k, kept.v, self._rope)
         self._add_to_residual(kept.mid, kept.att, w.attprojw, None, x, 2 * layer + 1)
 
     def _gate_and_up(self, layer: int) -> None:
@@ -145,7 +140,7 @@ class Llama(Transformer[LlamaConfig]):
     def _block_backward(self, layer: int, accumulate: bool) -> None:
         p, w, g = self.parameters.layers[layer], self.weights.layers[layer], self.gradients.layers[layer]
         K, a = self.kernels, self.arrays
-        mid, qkv, q, k, v, qk, att, lse, gateup = self._kept(layer)
+        mid, qkv, q, k, v, att, lse, gateup = self._kept(layer)
         x, dresidual, hidden, rstd = a["residual"][layer], a["dresidual"], a["hidden"], a["ln_rstd"]
         linear_backward = partial(K.linear_backward, accumulate=accumulate)
         if self.recompute == 2:
@@ -165,9 +160,7 @@ class Llama(Transformer[LlamaConfig]):
 
         datt = a["scratch"][: att.size].reshape(att.shape)
         linear_backward(datt, g.attprojw, None, self._of_addition(ln, 2 * layer + 1), att, w.attprojw)
-        K.attention_backward(q, k, v, datt.reshape(q.shape), q, k, v, att.reshape(q.shape), lse, **self._rope)
-        if not self._turned_by_attention:
-            K.rope_backward(qk, a["cos"], a["sin"], self.config.rope_interleaved)
+        K.attention_backward(q, k, v, datt.reshape(q.shape), q, k, v, att.reshape(q.shape), lse, self._rope)
         ln = self._norm(x, p.ln1w)
         linear_backward(ln, g.qkvw, getattr(g, "qkvb", None), qkv, ln, w.qkvw)
         K.rmsnorm_backward(dresidual, g.ln1w, ln, x, p.ln1w, rstd)

@@ -29,9 +29,6 @@ class LlamaDecoder(Decoder[LlamaConfig]):
     def _begin(self) -> None:
         self.arrays["cos"][:], self.arrays["sin"][:] = rotations(self.config, self.config.context)
 
-    def _embed(self, tokens: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        return self.weights.embedding.rows(tokens)
-
     def _read_block(self, x: np.ndarray, start: int, attend: Attend) -> None:
         K, c, T = self.kernels, self.config, len(x)
         ln, q, k, v, att, gate, up, rstd = (
@@ -62,7 +59,7 @@ class LlamaDecoder(Decoder[LlamaConfig]):
         for layer in range(self.config.layers):
             keys, values = self.arrays["keys"][layer, slot], self.arrays["values"][layer, slot]
             for cache in (keys, values):
-                self._copy(cache[keep : keep + moved], cache[keep + drop :])
+                self.kernels.copy(cache[keep : keep + moved], cache[keep + drop :])
             turned = keys[keep : keep + moved, None]  # [moved, 1, NKV, hs]: every token a sequence at position `drop`
             self.kernels.rope_backward(
                 turned, self.arrays["cos"], self.arrays["sin"], self.config.rope_interleaved, back

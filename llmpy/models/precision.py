@@ -33,8 +33,8 @@ def resolve(name: str, backend: str = "cpu") -> str:
     name = full_name(name)
     module = kernels.load(backend)
     if name == "auto":
-        return "bfloat16" if getattr(module, "BFLOAT16_IS_FASTER", False) else "float32"
-    if name == "bfloat16" and not hasattr(module, "Weight"):
+        return "bfloat16" if module.bfloat16_is_faster() else "float32"
+    if name not in module.PRECISIONS:
         raise UserError(f"the {backend} kernels compute in float32: leave out --precision {name}")
     return name
 
@@ -53,7 +53,7 @@ def of_generation(name: str, kinds: Iterable[str], backend: str = "cpu") -> tupl
     if name in ("float32", "bfloat16"):
         return name, resolve(name, backend)
     exact = name == "stored" and set(kinds) <= {"F32", "F16"}
-    return name, "float32" if exact or not hasattr(kernels.load(backend), "Weight") else "bfloat16"
+    return name, "float32" if exact or "bfloat16" not in kernels.load(backend).PRECISIONS else "bfloat16"
 
 
 def dtype(precision: str) -> type:

@@ -22,7 +22,6 @@ from llmpy.models.precision import dtype
 from llmpy.utils.memory import MemoryPlan
 from llmpy.utils.rng import hash64
 
-LOGITS_ROWS = 256  # rows of logits that exist at a time; a device has a number of its own
 Config = TypeVar("Config", bound=ModelConfig)
 Weights = Parameters | BFloat16Weights
 
@@ -75,14 +74,14 @@ class Transformer(ABC, Generic[Config]):
             self.memory = plan_parameters(config, training=False)
         else:
             self.memory = self.plan_training(config, B, T, recompute, precision, backend)
-        self.arrays: dict[str, Any] = kernels.take(self.memory, backend)
+        self.arrays: dict[str, Any] = self.kernels.take(self.memory)
         table = parameter_table(config)
         self.parameters = Parameters(table, self.arrays["parameters"])
         self.weights: Weights = self.parameters  # what the products read
         self._step: DeviceStep | None = None
         if B is not None:
             self.gradients = Parameters(table, self.arrays["gradients"])
-            if hasattr(self.kernels, "device"):
+            if self.kernels.device is not None:
                 self._step = DeviceStep(self.kernels, self.arrays)
             if precision == "bfloat16":
                 self.weights = BFloat16Weights(self.kernels, self.parameters, self.arrays, stochastic_rounding, seed)
@@ -115,12 +114,11 @@ class Transformer(ABC, Generic[Config]):
         if precision == "bfloat16":
             plan_weights(plan, module, parameter_table(config))
         cls.plan_activations(plan, config, B, T, recompute, precision)
-        if hasattr(module, "device"):
+        on_device = module.device is not None
+        if on_device:
             plan_batch(plan, B, T)
-            rows, width = min(B * T, module.LOGITS_ROWS), module.padded_width(config.vocab_size)
-            plan.add("logits", "logits", rows, width, dtype=dtype(precision))
-        else:
-            plan.add("logits", "logits", min(B * T, LOGITS_ROWS), config.vocab_size)
+        rows, width = min(B * T, module.LOGITS_ROWS), module.padded_width(config.vocab_size)
+        plan.add("logits", "logits", rows, width, dtype=dtype(precision if on_device else "float32"))
         return plan
 
     # ---- the parts of a family -------------------------------------------------------------------------------------
@@ -252,8 +250,7 @@ class Transformer(ABC, Generic[Config]):
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """tokens int32 [B, T] -> logits [B, T, V], a new array: for tests and evaluation of small batches."""
         x = self.forward(tokens if self._step is None else self._step.place(tokens)[0])
-        empty = np.empty if self._step is None else self.kernels.empty
-        logits = empty((len(x), self.config.vocab_size), dtype=np.float32)
+        logits = self.kernels.empty(len(x), self.config.vocab_size)
         self.kernels.linear_forward(logits, x, self.head(self.config, self.weights))
         return np.asarray(logits).reshape(*tokens.shape, -1)
 

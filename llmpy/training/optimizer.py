@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from itertools import groupby
-from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
 from llmpy.errors import UserError
+from llmpy.kernels import Backend
 from llmpy.models.bf16_weights import BFloat16Weights
 from llmpy.models.parameters import Parameters
 
@@ -21,7 +21,7 @@ class Trainable(Protocol):
     """What the optimizer needs of a model; `arrays` has its moments, m and v."""
 
     @property
-    def kernels(self) -> ModuleType: ...
+    def kernels(self) -> Backend: ...
     @property
     def parameters(self) -> Parameters: ...
     @property
@@ -42,7 +42,7 @@ class AdamW:
 
     def __init__(
         self,
-        kernels: ModuleType,
+        kernels: Backend,
         parameters: Parameters,
         gradients: Parameters,
         m: np.ndarray,
@@ -78,12 +78,13 @@ class AdamW:
         flat, adamw = (self.parameters.flat, self.gradients.flat, self.m, self.v), self.kernels.adamw
         for s, decay in self.groups:
             weight_decay = self.weight_decay if decay else 0.0
-            adamw(*(x[s] for x in flat), lr, self.beta1, self.beta2, EPS, weight_decay, step, grad_scale)
+            p, g, m, v = (x[s] for x in flat)
+            adamw(p, g, m, v, lr, self.beta1, self.beta2, EPS, weight_decay, step, grad_scale)
         if self.weights is not None:
-            numbers = (lr, self.beta1, self.beta2, EPS, self.weight_decay, step, grad_scale)
+            settings = lr, self.beta1, self.beta2, EPS, self.weight_decay, step, grad_scale
             for s, weight, rounding in self.weights.matrices(step):
-                matrices = (x[s].reshape(weight.shape) for x in flat)
-                adamw(*matrices, *numbers, weight=weight, rounding=rounding)
+                p, g, m, v = (x[s].reshape(weight.shape) for x in flat)
+                adamw(p, g, m, v, *settings, weight=weight, rounding=rounding)
 
 
 def clip_scale(norm: float, largest: float) -> float:

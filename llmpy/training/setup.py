@@ -92,12 +92,7 @@ def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
     val = validation_loader(data.val, B, T, V)
     check_memory(shape, config)
     module = kernels.start(config.backend, config.threads, config.precision)
-    if hasattr(module, "set_gemm"):
-        module.set_gemm(config.gemm)
-    elif config.gemm != "auto":
-        raise UserError(
-            f"--gemm {config.gemm} is for a GPU, and this run computes on the {config.backend}: leave it out"
-        )
+    module.set_gemm(config.gemm)
     model = new_model(
         shape, config.backend, B, T, config.recompute, config.precision, config.stochastic_rounding, config.seed,
         config.dropout,
@@ -274,7 +269,7 @@ def _as_in_checkpoints(shape: ModelConfig) -> ModelConfig:
 
 def check_memory(shape: ModelConfig, config: TrainConfig) -> None:
     """Raises UserError, before any is taken, where a run needs more memory than there is; says what would fit."""
-    room = kernels.room(config.backend)
+    room = kernels.load(config.backend).headroom()
     if room is None:
         return
 
@@ -293,7 +288,7 @@ def check_memory(shape: ModelConfig, config: TrainConfig) -> None:
     else:
         smallest = plan_parameters(shape, training=True).bytes / 1e9
         way = f"the model alone takes {smallest:.1f} GB, so choose a smaller one or a shorter --sequence-length"
-    device = kernels.device_name(config.backend)
+    device = kernels.load(config.backend).device_name()
     raise UserError(
         f"--batch-size {config.batch_size} of {config.sequence_length} tokens needs {wanted / 1e9:.1f} GB of memory"
         f"{f' on the {device}' if device else ''}, and {room / 1e9:.1f} GB are free: {way}"

@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from llmpy import kernels
 from llmpy.errors import UserError
 from llmpy.inference.engine import Engine
 from llmpy.models.config import SHAPE
@@ -77,7 +76,7 @@ class Trainer:
         self.config, self.model, self.tokenizer = parts.config, parts.model, parts.tokenizer
         self.train_data, self.val_data, self._fingerprint = parts.train, parts.val, parts.fingerprint
         self.optimizer = AdamW.of(self.model, self.config.beta1, self.config.beta2, self.config.weight_decay)
-        self._peak_flops = kernels.peak_flops(self.config.backend, self.config.precision)
+        self._peak_flops = self.model.kernels.peak_flops(self.config.precision)
         self.engine = self._take_engine()
 
         self.step = 0  # steps done
@@ -336,7 +335,7 @@ class Trainer:
             f"training: {c.steps} steps of {c.step_tokens:,} tokens in {c.precision}, learning rate {c.lr:g} "
             f"({c.schedule})",
         ]  # fmt: skip
-        if device := kernels.device_name(c.backend):
+        if device := self.model.kernels.device_name():
             peak = self._peak_flops
             told = f"at most {peak / 1e12:.0f} TFLOP/s in {c.precision}" if peak else "an unknown GPU, so without MFU"
             lines.append(f"device: {device}, {told}")

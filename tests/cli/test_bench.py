@@ -139,7 +139,7 @@ def test_a_precision_that_there_is_not(capsys):
 
 @pytest.mark.parametrize("faster", [True, False])
 def test_the_precision_that_is_faster_here(capsys, monkeypatch, faster):
-    monkeypatch.setattr(cpu, "BFLOAT16_IS_FASTER", faster)
+    monkeypatch.setattr(cpu, "bfloat16_is_faster", lambda: faster)
     words = ["train", *TINY, "-b", "2", "-t", "8", "--threads", "1", "--json", "--precision", "auto"]
     assert json.loads(bench(capsys, *words))["precision"] == ("bfloat16" if faster else "float32")
 

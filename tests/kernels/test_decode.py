@@ -69,19 +69,19 @@ def decoders(weights, slots, dtype=np.float32):
     ours = cpu.Decode(c, weights, *caches, *angles)
     exact = [cache.astype(np.float64) for cache in caches]
     theirs = reference.Decode(c, weights, *exact, *angles)
-    return SimpleNamespace(ours=ours, theirs=theirs, caches=caches, exact=exact, channels=c.channels)
+    return SimpleNamespace(ours=ours, theirs=theirs, caches=caches, exact=exact, V=c.vocab_size)
 
 
-def decoded(decode, x, slots, positions):
-    logits = np.full((len(x), decode.config.vocab_size), np.nan, np.float32)
-    decode(logits, x.copy(), slots, positions)
+def decoded(decode, tokens, slots, positions):
+    logits = np.full((len(tokens), decode.config.vocab_size), np.nan, np.float32)
+    decode(logits, tokens, slots, positions)
     return logits.astype(np.float64)
 
 
 def check(both, slots, positions, tolerance):
-    x = np.random.default_rng(5).standard_normal((len(slots), both.channels)).astype(np.float32)
+    tokens = np.random.default_rng(5).integers(0, both.V, len(slots), np.int32)
     slots, positions = np.array(slots, np.int32), np.array(positions, np.int32)
-    expected, actual = (decoded(each, x, slots, positions) for each in (both.theirs, both.ours))
+    expected, actual = (decoded(each, tokens, slots, positions) for each in (both.theirs, both.ours))
     assert rms(actual - expected) < tolerance * rms(expected)
     for cache, exact in zip(both.caches, both.exact, strict=True):
         assert rms(cache.astype(np.float64) - exact) < tolerance * rms(exact)
@@ -126,7 +126,7 @@ def test_matrices_of_several_types_in_one_layer():
 def test_the_same_bits_alone_and_beside_others_and_for_any_number_of_threads(kind, monkeypatch):
     monkeypatch.setattr(decode, "ALONE", 0)
     weights = wide_llama({"F32": F32, "BF16": BF16, "Q8_0": Q8_0}[kind])
-    x = np.random.default_rng(6).standard_normal((7, weights.config.channels)).astype(np.float32)
+    tokens = np.random.default_rng(6).integers(0, weights.config.vocab_size, 7, np.int32)
     slots, positions = np.arange(7, dtype=np.int32), np.arange(3, 10, dtype=np.int32)
     before = numba.get_num_threads()
     try:
@@ -134,9 +134,9 @@ def test_the_same_bits_alone_and_beside_others_and_for_any_number_of_threads(kin
         for threads in (1, numba.config.NUMBA_NUM_THREADS):
             cpu.set_threads(threads)
             both = decoders(weights, 7)
-            results.append(decoded(both.ours, x, slots, positions))
+            results.append(decoded(both.ours, tokens, slots, positions))
             alone = decoders(weights, 7)
-            rows = [decoded(alone.ours, x[s : s + 1], slots[s : s + 1], positions[s : s + 1]) for s in range(7)]
+            rows = [decoded(alone.ours, tokens[s : s + 1], slots[s : s + 1], positions[s : s + 1]) for s in range(7)]
             results.append(np.concatenate(rows))
     finally:
         cpu.set_threads(before)
@@ -144,15 +144,14 @@ def test_the_same_bits_alone_and_beside_others_and_for_any_number_of_threads(kin
         np.testing.assert_array_equal(result, results[0])
 
 
-@pytest.mark.parametrize("where", ["x", "cache", "weight"])
+@pytest.mark.parametrize("where", ["embedding", "cache", "weight"])
 def test_what_is_not_a_number_shows(where):
     both = decoders(weights_of(LLAMA), 1)
-    x = np.zeros((1, LLAMA.channels), np.float32) + 0.5
-    if where == "x":
-        x[0, 7] = np.nan
-    elif where == "cache":
+    if where == "cache":
         both.caches[1][0, 0, 3, 1, 5] = np.nan
     else:
-        both.ours._kept[0].layers[0].down.data.flags.writeable = True
-        both.ours._kept[0].layers[0].down.data[0, :4] = np.array([np.nan], np.float32).view(np.uint8)
-    assert np.isnan(decoded(both.ours, x, np.array([0]), np.array([9]))).any()
+        weights = both.ours._kept[0]
+        data = (weights.embedding if where == "embedding" else weights.layers[0].down).data
+        data.flags.writeable = True
+        data[0, :4] = np.array([np.nan], np.float32).view(np.uint8)
+    assert np.isnan(decoded(both.ours, np.array([0], np.int32), np.array([0]), np.array([9]))).any()

@@ -10,6 +10,7 @@ from llmpy import kernels
 from llmpy.errors import UserError
 from llmpy.kernels import gpu_detect, gpu_requirements
 from llmpy.training.config import TrainConfig
+from llmpy.utils import progress_bar
 
 CARD = gpu_detect.Card(0, "NVIDIA H200", 141 * 10**9, (9, 0))
 DRIVER = gpu_detect.Driver((13, 0), (CARD,))
@@ -75,7 +76,7 @@ def test_each_part_that_is_missing_is_named_with_its_remedy(machine, lacks, name
 
 @pytest.mark.parametrize(("lacks", "name", "remedy"), MISSING)
 def test_auto_takes_the_cpu_and_says_what_keeps_a_gpu_from_use(machine, capsys, monkeypatch, lacks, name, remedy):
-    monkeypatch.setattr(kernels.progress, "_told", set())
+    monkeypatch.setattr(progress_bar, "_told", set())
     machine(**lacks)
     assert TrainConfig().backend == "cpu"
     told = capsys.readouterr().err

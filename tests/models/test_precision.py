@@ -24,7 +24,7 @@ def test_another_name_is_one_clear_line(name):
 
 @pytest.mark.parametrize(("faster", "name"), [(True, "bfloat16"), (False, "float32")])
 def test_auto_is_what_the_processor_multiplies_faster(monkeypatch, faster, name):
-    monkeypatch.setattr(cpu, "BFLOAT16_IS_FASTER", faster)
+    monkeypatch.setattr(cpu, "bfloat16_is_faster", lambda: faster)
     assert resolve("auto") == name
     assert resolve("auto", "reference") == "float32"
 

@@ -20,44 +20,86 @@ from llmpy.kernels.cpu.optimizer import adamw, global_norm, pack_weight
 from llmpy.kernels.cpu.rmsnorm import rmsnorm_backward, rmsnorm_forward
 from llmpy.kernels.cpu.rope import rope_backward, rope_forward
 from llmpy.kernels.cpu.swiglu import swiglu_backward, swiglu_forward
+from llmpy.kernels.defaults import (
+    LOGITS_ROWS,
+    copy,
+    device,
+    device_name,
+    embed_rows,
+    empty,
+    headroom,
+    matrix_of,
+    mean,
+    open_device,
+    padded_width,
+    peak_flops,
+    set_gemm,
+    shown,
+    take,
+    tuning,
+    upload_weights,
+)
 
 __all__ = [
-    "BFLOAT16_IS_FASTER",
     "ISA",
+    "LOGITS_ROWS",
+    "PRECISIONS",
     "Decode",
     "Weight",
     "adamw",
     "attention_backward",
     "attention_forward",
+    "bfloat16_is_faster",
     "classifier_backward",
     "classifier_forward",
     "compile_all",
     "compile_half",
+    "copy",
+    "device",
+    "device_name",
     "dropout",
+    "embed_rows",
     "embedding_backward",
     "embedding_forward",
+    "empty",
     "gelu_backward",
     "gelu_forward",
     "global_norm",
+    "headroom",
     "layernorm_backward",
     "layernorm_forward",
     "linear_backward",
     "linear_forward",
+    "matrix_of",
+    "mean",
     "notice",
+    "open_device",
     "pack_weight",
+    "padded_width",
+    "peak_flops",
     "physical_cores",
     "rmsnorm_backward",
     "rmsnorm_forward",
     "rope_backward",
     "rope_forward",
     "scratch_bytes",
+    "set_gemm",
     "set_threads",
+    "shown",
     "swiglu_backward",
     "swiglu_forward",
+    "take",
+    "tuning",
+    "upload_weights",
     "weight_size",
 ]
 
-# Where bfloat16 is made float32 for the products, it saves memory and no time.
-BFLOAT16_IS_FASTER = ISA.bfloat16 in ("pairs", "matrix")
+PRECISIONS: tuple[str, ...] = ("float32", "bfloat16")
+
+
+def bfloat16_is_faster() -> bool:
+    """Returns whether the CPU multiplies bfloat16; other CPUs convert bfloat16 to float32, which saves no time."""
+    return ISA.bfloat16 in ("pairs", "matrix")
+
 
 set_threads()

@@ -24,17 +24,22 @@ from llmpy.kernels.cpu.jit.intrinsics import fetch_add, widen
 from llmpy.kernels.cpu.jit.isa import ISA
 from llmpy.kernels.cpu.jit.scratch import scratch
 from llmpy.kernels.cpu.jit.vector_math import exp
+from llmpy.kernels.cpu.rope import rope_backward, rope_forward
 
 SQUARE = 16 if ISA.tile.width == 16 else 8  # the block in which results are turned; divides every NR
 LOWEST = np.float32(-3e38)
 transpose = make_transpose(SQUARE, Source.FLOATS)
 
 
-def attention_forward(y, lse, q, k, v):
+def attention_forward(y, lse, q, k, v, rope=None):
     """q [B, Tq, NH, hs], k and v [B, T, NKV, hs] -> y [B, Tq, NH, hs], and lse [B, NH, Tq] for the backward pass.
 
-    The queries are those of the last Tq of T tokens.
+    The queries are those of the last Tq of T tokens. With rope = (cos, sin, interleaved), q and k are rotated in place
+    first, and Tq = T.
     """
+    if rope is not None:
+        rope_forward(q, *rope)
+        rope_forward(k, *rope)
     (B, T, NH, hs), earlier = q.shape, k.shape[1] - q.shape[1]
     P, threads = _products(q), get_num_threads()
     panels = -(-T // P.NR)
@@ -46,8 +51,11 @@ def attention_forward(y, lse, q, k, v):
     run(y.reshape(B, T, NH * hs), lse, q, k, v, space, count, threads, parts)
 
 
-def attention_backward(dq, dk, dv, dy, q, k, v, y, lse):
-    """dy [B, T, NH, hs] -> dq [B, T, NH, hs], dk and dv [B, T, NKV, hs]; they may be q, k and v themselves."""
+def attention_backward(dq, dk, dv, dy, q, k, v, y, lse, rope=None):
+    """dy [B, T, NH, hs] -> dq [B, T, NH, hs], dk and dv [B, T, NKV, hs]; they may be q, k and v themselves.
+
+    q and k are as `attention_forward` left them, rotated where it was called with a rope.
+    """
     B, T, NH, hs = q.shape
     P, threads = _products(q), get_num_threads()
     size = 10 * -(-T // P.NR) * P.NR * _rows(P, hs) + 6 * P.NR * P.NR + _rows(P, hs) * P.NR + 2 * -(-T // P.NR) * P.NR
@@ -55,6 +63,9 @@ def attention_backward(dq, dk, dv, dy, q, k, v, y, lse):
     run = _attention_backward_float32 if P is FLOAT32 else _attention_backward_bfloat16
     dy, y = dy.reshape(B, T, NH * hs), y.reshape(B, T, NH * hs)
     run(dq, dk, dv, dy, q, k, v, y, lse, space, count, threads)
+    if rope is not None:
+        rope_backward(dq, *rope)
+        rope_backward(dk, *rope)
 
 
 def _products(q: np.ndarray) -> Products:

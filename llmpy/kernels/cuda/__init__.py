@@ -1,6 +1,4 @@
-"""Kernels in Triton for NVIDIA GPUs, without PyTorch: the contract of llmpy/kernels over arrays of the device."""
-
-from typing import Any
+"""Kernels in Triton for NVIDIA GPUs, without PyTorch: the contract of a backend over arrays of the device."""
 
 from llmpy.kernels.cuda.attention.backward import attention_backward
 from llmpy.kernels.cuda.attention.forward import attention_forward
@@ -25,13 +23,15 @@ from llmpy.kernels.cuda.runtime import device
 from llmpy.kernels.cuda.runtime.array import DeviceArray, empty
 from llmpy.kernels.cuda.runtime.compiling import shown
 from llmpy.kernels.cuda.runtime.copies import copy
-from llmpy.kernels.cuda.runtime.device import choose
-from llmpy.kernels.cuda.runtime.limits import bfloat16_is_faster, device_name, open_device, peak_flops, room, take
+from llmpy.kernels.cuda.runtime.limits import bfloat16_is_faster, device_name, headroom, open_device, peak_flops, take
 from llmpy.kernels.cuda.swiglu import swiglu_backward, swiglu_forward
+from llmpy.kernels.defaults import compile_all, notice, set_threads
+
+PRECISIONS: tuple[str, ...] = ("float32", "bfloat16")
 
 __all__ = [
-    "ATTENTION_TURNS",
     "LOGITS_ROWS",
+    "PRECISIONS",
     "Decode",
     "DeviceArray",
     "DeviceMatrix",
@@ -41,10 +41,10 @@ __all__ = [
     "attention_decode",
     "attention_forward",
     "bfloat16_is_faster",
-    "choose",
     "classifier_backward",
     "classifier_forward",
     "clip_scale",
+    "compile_all",
     "copy",
     "device",
     "device_name",
@@ -56,22 +56,24 @@ __all__ = [
     "gelu_backward",
     "gelu_forward",
     "global_norm",
+    "headroom",
     "layernorm_backward",
     "layernorm_forward",
     "linear_backward",
     "linear_forward",
     "matrix_of",
     "mean",
+    "notice",
     "open_device",
     "pack_weight",
     "padded_width",
     "peak_flops",
     "rmsnorm_backward",
     "rmsnorm_forward",
-    "room",
     "rope_backward",
     "rope_forward",
     "set_gemm",
+    "set_threads",
     "shown",
     "swiglu_backward",
     "swiglu_forward",
@@ -80,12 +82,3 @@ __all__ = [
     "upload_weights",
     "weight_size",
 ]
-
-ATTENTION_TURNS = True  # attention takes q and k as they are before rope_forward, and turns them as it reads
-
-
-def __getattr__(name: str) -> Any:
-    """What the CPU's kernels know when they are imported, and here the card must be asked for."""
-    if name == "BFLOAT16_IS_FASTER":
-        return bfloat16_is_faster()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

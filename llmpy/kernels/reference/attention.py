@@ -7,24 +7,18 @@ attention.
 
 import numpy as np
 
-
-def _by_head(x, heads):
-    """[B, T, n, hs] -> [B, heads, T, hs], each of the n heads repeated for the heads that share it."""
-    return np.repeat(x, heads // x.shape[2], axis=2).transpose(0, 2, 1, 3)
+from llmpy.kernels.reference.rope import rope_backward, rope_forward
 
 
-def _scores(q, k):
-    """q [B, NH, Tq, hs], k [B, NH, T, hs] -> q k^T / sqrt(hs) [B, NH, Tq, T], minus infinity where a key is later."""
-    (Tq, hs), T = q.shape[2:], k.shape[2]
-    scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(hs).astype(q.dtype)
-    return np.where(np.tri(Tq, T, T - Tq, dtype=bool), scores, -np.inf)
-
-
-def attention_forward(y, lse, q, k, v):
+def attention_forward(y, lse, q, k, v, rope=None):
     """q [B, Tq, NH, hs], k and v [B, T, NKV, hs] -> y [B, Tq, NH, hs], and lse [B, NH, Tq] for the backward pass.
 
-    The queries are those of the last Tq of T tokens.
+    The queries are those of the last Tq of T tokens. With rope = (cos, sin, interleaved), q and k are rotated in place
+    first, and Tq = T.
     """
+    if rope is not None:
+        rope_forward(q, *rope)
+        rope_forward(k, *rope)
     NH = q.shape[2]
     scores = _scores(_by_head(q, NH), _by_head(k, NH))
     top = scores.max(-1)
@@ -32,8 +26,11 @@ def attention_forward(y, lse, q, k, v):
     y[:] = (np.exp(scores - lse[..., None]) @ _by_head(v, NH)).transpose(0, 2, 1, 3)
 
 
-def attention_backward(dq, dk, dv, dy, q, k, v, y, lse):
-    """dy [B, T, NH, hs] -> dq [B, T, NH, hs], dk and dv [B, T, NKV, hs]; they may be q, k and v themselves."""
+def attention_backward(dq, dk, dv, dy, q, k, v, y, lse, rope=None):
+    """dy [B, T, NH, hs] -> dq [B, T, NH, hs], dk and dv [B, T, NKV, hs]; they may be q, k and v themselves.
+
+    q and k are as `attention_forward` left them, rotated where it was called with a rope.
+    """
     B, T, NH, hs = q.shape
     NKV = k.shape[2]
     scale = 1 / np.sqrt(hs).astype(q.dtype)
@@ -48,11 +45,16 @@ def attention_backward(dq, dk, dv, dy, q, k, v, y, lse):
     new_dv, new_dk = back(att.transpose(0, 1, 3, 2) @ dy_), back(dscores.transpose(0, 1, 3, 2) @ q_)
     dq[:] = (dscores @ k_).transpose(0, 2, 1, 3)
     dk[:], dv[:] = new_dk, new_dv
+    if rope is not None:
+        rope_backward(dq, *rope)
+        rope_backward(dk, *rope)
 
 
 def attention_decode(y, q, k_cache, v_cache, positions, slots=None):
-    """q [S, NH, hs] of the newest tokens, caches [slots, T, NKV, hs], positions int32 [S] -> y [S, NH, hs] over keys
-    0..position of the caches slots int32 [S]; None: of the first S."""
+    """q [S, NH, hs] of the newest tokens, KV caches [slots, T, NKV, hs] -> y [S, NH, hs].
+
+    Sequence s attends to the keys 0..positions[s] in the slot slots[s]; positions, slots int32 [S]; slots None: 0..S-1.
+    """
     S, NH, hs = q.shape
     slots = range(S) if slots is None else slots
     group = NH // k_cache.shape[2]
@@ -62,3 +64,15 @@ def attention_decode(y, q, k_cache, v_cache, positions, slots=None):
         scores = np.einsum("hd,thd->ht", q[s], keys) / np.sqrt(hs).astype(q.dtype)
         att = np.exp(scores - scores.max(-1, keepdims=True))
         y[s] = np.einsum("ht,thd->hd", att / att.sum(-1, keepdims=True), values)
+
+
+def _by_head(x, heads):
+    """[B, T, n, hs] -> [B, heads, T, hs]; each of the n heads is repeated for the query heads that share it."""
+    return np.repeat(x, heads // x.shape[2], axis=2).transpose(0, 2, 1, 3)
+
+
+def _scores(q, k):
+    """q [B, NH, Tq, hs], k [B, NH, T, hs] -> q k^T / sqrt(hs) [B, NH, Tq, T], minus infinity where a key is later."""
+    (Tq, hs), T = q.shape[2:], k.shape[2]
+    scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(hs).astype(q.dtype)
+    return np.where(np.tri(Tq, T, T - Tq, dtype=bool), scores, -np.inf)

@@ -1,4 +1,4 @@
-"""One token for each of a few sequences, over a cache of keys and values: a model's forward pass, one position long."""
+"""Decoding: one token for each of a few sequences over a KV cache. A model's forward pass, one position long."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmpy.kernels.defaults import embed_rows
 from llmpy.kernels.reference.attention import attention_decode
 from llmpy.kernels.reference.gelu import gelu_forward
 from llmpy.kernels.reference.layernorm import layernorm_forward
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Decode:
-    """Decodes with the weights of a model, over a cache that others may write, too.
+    """Decodes with the weights of a model, over a KV cache that the caller may write, too.
 
     keys and values [L, slots, T, NKV, hs]; cos and sin [T, hs / 2] of every position, for a Llama.
     """
@@ -38,27 +39,29 @@ class Decode:
         self.weights, self.keys, self.values, self.cos, self.sin = weights, keys, values, cos, sin
         self.is_llama = cos is not None
 
-    def renew(self) -> None:
-        """Nothing is kept of the weights."""
+    def __call__(self, logits: np.ndarray, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
+        """Computes logits [S, V] after the newest tokens of S slots, and writes those tokens to the KV cache.
 
-    def __call__(self, logits: np.ndarray, x: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
-        """x [S, C], the embeddings of the newest tokens of S slots, at their positions -> logits [S, V] for the next
-        ones. The cache then holds the newest, too.
+        tokens, slots and positions int32 [S]
         """
-        c, S = self.config, len(x)
+        c, S = self.config, len(tokens)
         slots, positions = np.broadcast_to(slots, S), np.broadcast_to(positions, S).astype(np.int32)
-        x = x.astype(np.float64)
+        x = np.empty((S, c.channels))
+        embed_rows(x, self.weights, tokens, positions)
         for layer, w in enumerate(self.weights.layers):
             q, k, v = (part.reshape(S, 1, -1, c.head_size) for part in self._qkv(w, self._norm(x, w, "ln1")))
             if self.is_llama:
-                for turned in (q, k):
-                    rope_forward(turned, self.cos, self.sin, c.rope_interleaved, positions)
+                for each in (q, k):
+                    rope_forward(each, self.cos, self.sin, c.rope_interleaved, positions)
             self.keys[layer, slots, positions], self.values[layer, slots, positions] = k[:, 0], v[:, 0]
             attention = np.empty_like(q[:, 0])
             attention_decode(attention, q[:, 0], self.keys[layer], self.values[layer], positions, slots)
             x += _linear(attention.reshape(S, -1), w.attproj, getattr(w, "attprojb", None))
             x += self._mlp(w, self._norm(x, w, "ln2"))
         logits[:] = _linear(self._norm(x, self.weights, "lnf"), self.weights.head[: c.vocab_size])
+
+    def renew(self) -> None:
+        """Does nothing: every call reads the weights anew."""
 
     def _norm(self, x: np.ndarray, w: Any, name: str) -> np.ndarray:
         y, mean, rstd = np.empty_like(x), np.empty(len(x)), np.empty(len(x))

@@ -3,12 +3,6 @@
 import numpy as np
 
 
-def _parts(gateup, up=None):
-    """gateup [N, 2H], or gate and up [N, H] apart -> gate, up, sigmoid(gate) [N, H]."""
-    gate, up = np.split(gateup, 2, axis=-1) if up is None else (gateup, up)
-    return gate, up, 0.5 * (1 + np.tanh(0.5 * gate))  # the sigmoid in a form that cannot overflow
-
-
 def swiglu_forward(y, gateup, up=None):
     """gateup [N, 2H], or gate and up [N, H] apart -> y [N, H]."""
     gate, up, sigmoid = _parts(gateup, up)
@@ -21,3 +15,9 @@ def swiglu_backward(dgateup, y, dy, gateup):
     silu, H = gate * sigmoid, dy.shape[-1]
     output, dgate, dup = silu * up, dy * up * sigmoid * (1 + gate * (1 - sigmoid)), dy * silu
     dgateup[:, :H], dgateup[:, H:], y[:] = dgate, dup, output
+
+
+def _parts(gateup, up=None):
+    """gateup [N, 2H], or gate and up [N, H] apart -> gate, up, sigmoid(gate) [N, H]."""
+    gate, up = np.split(gateup, 2, axis=-1) if up is None else (gateup, up)
+    return gate, up, 0.5 * (1 + np.tanh(0.5 * gate))  # the sigmoid in a form that cannot overflow

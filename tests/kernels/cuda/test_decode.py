@@ -64,16 +64,16 @@ def decoders(weights, slots, dtype=np.float32):
     return ours, reference.Decode(c, weights, *exact, *angles), caches, exact
 
 
-def decoded(decode, x, slots, positions):
-    logits = np.full((len(x), decode.config.vocab_size), np.nan, np.float32)
-    decode(logits, x.copy(), np.array(slots, np.int32), np.array(positions, np.int32))
+def decoded(decode, tokens, slots, positions):
+    logits = np.full((len(tokens), decode.config.vocab_size), np.nan, np.float32)
+    decode(logits, tokens, np.array(slots, np.int32), np.array(positions, np.int32))
     return logits
 
 
 def check(weights, slots, positions, tolerance, dtype=np.float32, narrow=1e-5):
     ours, theirs, caches, exact = decoders(weights, max(slots) + 1, dtype)
-    x = np.random.default_rng(5).standard_normal((len(slots), weights.config.channels)).astype(np.float32)
-    expected, actual = (decoded(each, x, slots, positions) for each in (theirs, ours))
+    tokens = np.random.default_rng(5).integers(0, weights.config.vocab_size, len(slots), np.int32)
+    expected, actual = (decoded(each, tokens, slots, positions) for each in (theirs, ours))
     assert relative_error(actual, expected.astype(float)) < tolerance
     for cache, other in zip(caches, exact, strict=True):
         assert relative_error(cache.numpy(), other) < narrow
@@ -130,12 +130,12 @@ def test_the_same_bits_alone_and_beside_others(kind):
     """Of the first sequences of programs: the interpreter's products are NumPy's, which adds up a matrix's last rows in
     another order."""
     weights = weights_of(WIDE).converted(kind)
-    x = np.random.default_rng(6).standard_normal((18, WIDE.channels)).astype(np.float32)
+    tokens = np.random.default_rng(6).integers(0, WIDE.vocab_size, 18, np.int32)
     slots, positions = np.arange(18), np.arange(3, 21)
-    together = decoded(decoders(weights, 18)[0], x, slots, positions)
+    together = decoded(decoders(weights, 18)[0], tokens, slots, positions)
     alone = decoders(weights, 18)[0]
     for s in (0, 16):
-        row = decoded(alone, x[s : s + 1], slots[s : s + 1], positions[s : s + 1])
+        row = decoded(alone, tokens[s : s + 1], slots[s : s + 1], positions[s : s + 1])
         np.testing.assert_array_equal(row[0], together[s])
 
 
@@ -143,11 +143,9 @@ def test_the_same_bits_alone_and_beside_others(kind):
 @pytest.mark.parametrize("kind", ["F32", "Q8_0"])
 def test_tokens_are_embedded_on_the_device(config, kind):
     weights = weights_of(config).converted(kind)
-    tokens, positions, slots = (np.array(numbers, np.int32) for numbers in ([7, 0, 70], [3, 0, 9], [1, 2, 0]))
+    tokens, positions = np.array([7, 0, 70], np.int32), np.array([3, 0, 9], np.int32)
     x = weights.embedding.rows(tokens) + (weights.wpe[positions] if config is GPT2 else 0)
     ours = decoders(weights, 3)[0]
-    by_rows = decoded(ours, x.astype(np.float32), slots, positions)
-    np.testing.assert_array_equal(decoded(ours, tokens, slots, positions), by_rows)
     read = cuda.empty(3, config.channels, dtype=ml_dtypes.bfloat16)
     cuda.embed_rows(read, ours.weights, tokens, positions)
     np.testing.assert_array_equal(read.numpy(), x.astype(ml_dtypes.bfloat16))
@@ -174,35 +172,34 @@ def test_weights_that_lie_on_the_device_stay_there():
     assert cuda.upload_weights(placed) is placed
     ours = decoders(weights_of(WIDE), 1)[0]
     there = cuda.Decode(WIDE, weights, ours.keys, ours.values, *ours.angles)
-    x = np.ones((1, WIDE.channels), np.float32)
-    before = decoded(there, x, [0], [5])
-    np.testing.assert_array_equal(before, decoded(ours, x, [0], [5]))
+    token = np.array([3], np.int32)
+    before = decoded(there, token, [0], [5])
+    np.testing.assert_array_equal(before, decoded(ours, token, [0], [5]))
     parameters.lnfw.fill(0)
-    assert not decoded(there, x, [0], [5]).any()
+    assert not decoded(there, token, [0], [5]).any()
 
 
-@pytest.mark.parametrize("where", ["x", "cache", "weight"])
+@pytest.mark.parametrize("where", ["embedding", "cache", "weight"])
 def test_what_is_not_a_number_shows(where):
     weights = weights_of(LLAMA)
     ours, _, caches, _ = decoders(weights, 1)
-    x = np.zeros((1, LLAMA.channels), np.float32) + 0.5
-    if where == "x":
-        x[0, 7] = np.nan
+    if where == "embedding":
+        ours.weights.embedding.data[0, 7:8] = np.nan
     elif where == "cache":
         caches[1][0, 0, 3, 1, 5:6] = np.nan
     else:
         ours.weights.layers[0].down.data[0, :1] = np.nan
     with np.errstate(invalid="ignore"):  # which the interpreter's NumPy would say, too
-        assert np.isnan(decoded(ours, x, [0], [9])).any()
+        assert np.isnan(decoded(ours, np.array([0], np.int32), [0], [9])).any()
 
 
 def test_a_card_that_is_too_small_is_told(monkeypatch):
     weights = weights_of(LLAMA)
     needed = sum(getattr(tensor, "nbytes", 0) for tensor in weights.tensors.values())
-    monkeypatch.setattr(upload_weights, "room", lambda: needed - 1)
+    monkeypatch.setattr(upload_weights, "headroom", lambda: needed - 1)
     with pytest.raises(UserError, match=r"the weights take .* GB and the GPU has .* GB free"):
         cuda.upload_weights(weights)
-    monkeypatch.setattr(upload_weights, "room", lambda: needed)
+    monkeypatch.setattr(upload_weights, "headroom", lambda: needed)
     cuda.upload_weights(weights)
 
 

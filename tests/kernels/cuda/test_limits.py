@@ -29,7 +29,7 @@ class Card:
 @pytest.fixture
 def this(monkeypatch):
     """Makes a card the device of this process."""
-    return lambda card: monkeypatch.setattr(device, "_current", limits)
+    return lambda card: monkeypatch.setattr(device, "_current", card)
 
 
 def test_a_plan_is_taken_zeroed_and_in_one_piece():
@@ -37,7 +37,7 @@ def test_a_plan_is_taken_zeroed_and_in_one_piece():
     plan.add("some", "a", 3, 5)
     plan.add("some", "b", 1, dtype=np.int32)
     plan.add("more", "c", 2, 2)
-    arrays = kernels.take(plan, "cuda")
+    arrays = kernels.load("cuda").take(plan)
     assert {name: (array.shape, array.dtype) for name, array in arrays.items()} == {
         "a": ((3, 5), np.float32),
         "b": ((1,), np.int32),
@@ -45,7 +45,7 @@ def test_a_plan_is_taken_zeroed_and_in_one_piece():
     }
     assert all(isinstance(array, DeviceArray) and not array.numpy().any() for array in arrays.values())
     assert [arrays[name].address - arrays["a"].address for name in "abc"] == [0, 256, 512]
-    assert isinstance(kernels.take(plan, "reference")["a"], np.ndarray)
+    assert isinstance(kernels.load("reference").take(plan)["a"], np.ndarray)
 
 
 def test_a_plan_that_does_not_fit_takes_nothing(this):
@@ -53,22 +53,22 @@ def test_a_plan_that_does_not_fit_takes_nothing(this):
     plan = MemoryPlan()
     plan.add("some", "a", 10**9)
     with pytest.raises(UserError) as error:
-        kernels.take(plan, "cuda", "make it smaller")
+        kernels.load("cuda").take(plan, "make it smaller")
     assert str(error.value) == ("this needs 4.0 GB of memory on the NVIDIA H200, and 1.0 GB are free: make it smaller")
-    assert kernels.room("cuda") == 10**9
+    assert kernels.load("cuda").headroom() == 10**9
     this(Card(free=5))
-    assert kernels.room("cuda") == 0
+    assert kernels.load("cuda").headroom() == 0
 
 
 def test_the_peak_is_that_of_the_card(this):
     this(Card())
-    assert kernels.peak_flops("cuda", "bfloat16") == pytest.approx(989.4e12)
-    assert kernels.peak_flops("cuda", "float32") == pytest.approx(66.9e12)
+    assert kernels.load("cuda").peak_flops("bfloat16") == pytest.approx(989.4e12)
+    assert kernels.load("cuda").peak_flops("float32") == pytest.approx(66.9e12)
     this(Card(name="NVIDIA H200 MIG 1g.18gb"))
-    assert kernels.peak_flops("cuda", "bfloat16") is None
-    assert kernels.peak_flops("reference", "float32") is None
-    assert kernels.device_name("cuda") == "NVIDIA H200 MIG 1g.18gb"
-    assert kernels.device_name("reference") is None
+    assert kernels.load("cuda").peak_flops("bfloat16") is None
+    assert kernels.load("reference").peak_flops("float32") is None
+    assert kernels.load("cuda").device_name() == "NVIDIA H200 MIG 1g.18gb"
+    assert kernels.load("reference").device_name() is None
 
 
 @pytest.mark.parametrize(("capability", "chosen"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((12, 0), "bfloat16")])

@@ -69,6 +69,7 @@ from llmpy.kernels.cpu.decode.phases import (
     ready,
 )
 from llmpy.kernels.cpu.jit.compile import entry, i64, kernel
+from llmpy.kernels.defaults import embed_rows
 from llmpy.quant.matrix import Matrix
 from llmpy.utils.memory import MemoryPlan
 
@@ -149,15 +150,16 @@ class Decode:
         for name, vectors in _vectors_of(self._kept[0]).items():
             self._arrays[name][...] = vectors
 
-    def __call__(self, logits: np.ndarray, x: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
-        """x [S, C], the embeddings of the newest tokens of S slots, at their positions -> logits [S, V] for the next
-        ones. The cache then holds the newest, too.
+    def __call__(self, logits: np.ndarray, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray) -> None:
+        """Computes logits [S, V] after the newest tokens of S slots, and writes those tokens to the KV cache.
+
+        tokens, slots and positions int32 [S]
         """
-        S = len(x)
+        S = len(tokens)
         assert logits.shape == (S, self.config.vocab_size)
         assert logits.flags.c_contiguous
         threads = 1 if S * self._products <= ALONE else min(self._threads, get_num_threads())
-        self._arrays["x"][:S] = x
+        embed_rows(self._arrays["x"][:S], self._kept[0], tokens, positions)
         self._arrays["placed"][0, :S], self._arrays["placed"][1, :S] = slots, positions
         self._block[_S], self._block[_THREADS], self._block[_LOGITS] = S, threads, _address(logits)
         self._counters[:] = 0

@@ -17,7 +17,7 @@ from llmpy.kernels.cuda.runtime import device
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 
-Rope = tuple[DeviceArray, DeviceArray, bool]  # cos, sin [maxT, hs/2], and whether neighbours are pairs
+Rope = tuple[DeviceArray, DeviceArray, bool]  # cos, sin [maxT, hs/2], and whether a pair of channels are neighbours
 
 
 @triton.jit

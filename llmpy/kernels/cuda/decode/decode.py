@@ -30,12 +30,10 @@ from llmpy.kernels.cuda.decode.fused_linear import (
     linear,
     parts_shape,
 )
-from llmpy.kernels.cuda.decode.matrix import DeviceMatrix
 from llmpy.kernels.cuda.decode.upload_weights import upload_weights
 from llmpy.kernels.cuda.runtime import device
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.limits import take
-from llmpy.quant.types import F32
 from llmpy.utils.memory import MemoryPlan
 
 if TYPE_CHECKING:
@@ -68,7 +66,6 @@ class Decode:
         H = self.weights.layers[0].down.shape[1] if self.angles else 4 * C
         for name, *shape in (
             ("x", slots, C),
-            ("given", slots, C),
             ("parts", *parts_shape(slots, C)),
             ("q", slots, NH * hs),
             ("att", slots, NH * hs),
@@ -78,25 +75,20 @@ class Decode:
             plan.add("decoding", name, *shape)
         plan.add("decoding", "placed", 3 * slots, dtype=np.int32)
         self._arrays = take(plan, "make fewer texts side by side")
-        self._given = DeviceMatrix(F32, (slots, C), self._arrays["given"])
-        self._steps: dict[tuple[int, bool], Callable[[], None]] = {}
+        self._steps: dict[int, Callable[[], None]] = {}
 
     def __call__(
-        self, logits: np.ndarray | DeviceArray, x: np.ndarray | DeviceArray, slots: np.ndarray, positions: np.ndarray
+        self, logits: np.ndarray | DeviceArray, tokens: np.ndarray, slots: np.ndarray, positions: np.ndarray
     ) -> None:
-        """x [S, C], the embeddings of the newest tokens of S slots, or the tokens themselves, int32 [S], at their
-        positions -> logits [S, V] for the next ones. The cache then holds the newest, too.
+        """Computes logits [S, V] after the newest tokens of S slots, and writes those tokens to the KV cache.
 
-        Tokens are embedded on the device, which is faster than bringing their embeddings there.
+        tokens, slots and positions int32 [S] on the host
         """
-        S, of_tokens = len(x), x.ndim == 1
-        if not of_tokens:
-            self._arrays["given"][:S] = x
-        first = np.asarray(x) if of_tokens else np.arange(S)
-        self._arrays["placed"][: 3 * S] = np.concatenate([first, slots, positions])
-        if (S, of_tokens) not in self._steps:
-            self._steps[S, of_tokens] = device.current().captured(partial(self._step, S, of_tokens))
-        self._steps[S, of_tokens]()
+        S = len(tokens)
+        self._arrays["placed"][: 3 * S] = np.concatenate([tokens, slots, positions])
+        if S not in self._steps:
+            self._steps[S] = device.current().captured(partial(self._step, S))
+        self._steps[S]()
         made = self._arrays["logits"][:S]
         if isinstance(logits, DeviceArray):
             logits[...] = made
@@ -106,15 +98,12 @@ class Decode:
     def renew(self) -> None:
         """Weights on the device are read where they lie; those that were copied there stay as they were."""
 
-    def _step(self, S: int, of_tokens: bool) -> None:
-        """The kernels of a step over S sequences, from what was put into `placed`, and into `given`."""
+    def _step(self, S: int) -> None:
+        """Launches the kernels of a step over S sequences, whose tokens, slots and positions are in `placed`."""
         c, w, a = self.config, self.weights, {name: array[:S] for name, array in self._arrays.items()}
         x, parts, q, att, hidden = (a[name] for name in ("x", "parts", "q", "att", "hidden"))
         tokens, slots, positions = (self._arrays["placed"][i * S : (i + 1) * S] for i in range(3))
-        if of_tokens:
-            embed(x, w.embedding, getattr(w, "wpe", None), tokens, positions, parts)
-        else:
-            embed(x, self._given, None, tokens, positions, parts)
+        embed(x, w.embedding, getattr(w, "wpe", None), tokens, positions, parts)
         by_head = S, c.heads, c.head_size
         for layer, v in enumerate(w.layers):
             keys, values = self.keys[layer], self.values[layer]

@@ -10,7 +10,7 @@ import numpy as np
 from llmpy.errors import UserError
 from llmpy.kernels.cuda.decode.matrix import DeviceMatrix, kind_on_device, upload
 from llmpy.kernels.cuda.runtime.array import DeviceArray
-from llmpy.kernels.cuda.runtime.limits import room
+from llmpy.kernels.cuda.runtime.limits import headroom
 from llmpy.quant.matrix import Matrix
 from llmpy.quant.types import BlockType
 from llmpy.utils.progress_bar import bar
@@ -34,7 +34,7 @@ def upload_weights(weights: StoredWeights) -> Any:
         return weights
     groups = list(_groups(weights))
     total = sum(_bytes(parts) for _, _, parts in groups)
-    if total > (free := room()):
+    if total > (free := headroom()):
         raise UserError(
             f"the weights take {total / 1e9:.1f} GB and the GPU has {free / 1e9:.1f} GB free: choose --precision q8 or "
             "a smaller model"
