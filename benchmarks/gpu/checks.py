@@ -23,7 +23,7 @@ BESIDES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # what ge
 
 
 def cases(sizes: dict[str, Any]) -> list[tuple[Case, str]]:
-    """Returns every case with its precision. `sizes`: models, B, T; the cache's tokens and a matrix [OC, C] of decode."""
+    """Returns every case with its precision. `sizes`: models, B, T; cache tokens and a matrix [OC, C] of decode."""
     B, T = sizes["B"], sizes["T"]
     made = [case for model in sizes["models"] for case in of_model(*named(model), B, T, B * T // 2)]
     for hs in HEAD_SIZES:
@@ -36,7 +36,7 @@ def cases(sizes: dict[str, Any]) -> list[tuple[Case, str]]:
 
 
 def check(sizes: dict[str, Any], part: int = 0, parts: int = 1) -> Iterator[dict[str, Any]]:
-    """Yields, for a process of its own, the number of cases, then a row for every `parts`-th case from the `part`-th."""
+    """Yields, for a process of its own, the number of cases, then a row for each `parts`-th case from `part` on."""
     kernels.load("cuda")
     todo = [each for each in cases(sizes) if each[1] == "float32" or cuda.bfloat16_is_faster()][part::parts]
     yield {"cases": len(todo)}

@@ -85,7 +85,7 @@ ATTENTION_TURNS = True  # attention takes q and k as they are before rope_forwar
 
 
 def __getattr__(name: str) -> Any:
-    """What the CPU's kernels know when they are imported, and here the card must be asked for."""
+    """Computes attributes that only the card can answer, when they are first read."""
     if name == "BFLOAT16_IS_FASTER":
         return bfloat16_is_faster()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

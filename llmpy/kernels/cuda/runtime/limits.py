@@ -1,4 +1,4 @@
-"""What the rest of the program asks of the device that computes: its name, its room, its peak, the arrays of a plan."""
+"""Facts about the device for the rest of the program: name, free memory, peak FLOP/s, and the arrays of a plan."""
 
 from __future__ import annotations
 
@@ -39,8 +39,10 @@ def room() -> int:
 
 
 def take(plan: MemoryPlan, advice: str = TRAINING_ADVICE) -> dict[str, DeviceArray]:
-    """All arrays of a plan, zeroed, in one piece of the device's memory. Raises UserError, before it is taken, where
-    there is not as much; `advice` says how to need less."""
+    """Returns all arrays of a plan, zeroed, in one allocation on the device.
+
+    Raises UserError, before anything is allocated, if memory does not suffice; `advice` tells how to need less.
+    """
     offsets, size = plan.layout(ALIGNMENT)
     if size > (free := room()):
         raise UserError(
