@@ -43,7 +43,7 @@ Runs = dict[str, Callable[[loss_curve.Curve, Bar], list[float]]]
 
 
 def runs(precision: str) -> Runs:
-    """What is trained, by name; the lower picture shows how far the others are from the last one."""
+    """Returns the runs by name; the lower picture shows the difference of each run from the last one."""
     ours, pytorch = loss_curve.ours, loss_curve.pytorch
     if precision == "float32":
         return {

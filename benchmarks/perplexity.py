@@ -1,4 +1,4 @@
-"""How well a model foretells a text, in each precision that it can be run in.
+"""Measures the perplexity of a text under a model, in each precision that the model can run in.
 
     python benchmarks/perplexity.py stories260K.bin stories.txt                      float32 and bfloat16
     python benchmarks/perplexity.py model.gguf book.txt --precision float32 q8 --last 0.1

@@ -1,4 +1,4 @@
-"""What the island's chronicle is made of: villagers, the scenes that they are in, and how these are told."""
+"""Parts of the island's chronicle: villagers, the scenes they are in, and the sentences that tell them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Villager:
         return self.name + self.surname
 
     def story(self, memories: int) -> str:
-        """How the story in this mind begins, with so many of the newest memories."""
+        """Returns the opening of this villager's story, with the given number of newest memories."""
         child, her = ("girl", "her") if self.pronoun == "She" else ("boy", "him")
         text = f"Once upon a time, there was a little {child} named {self.name}. {self.pronoun} was {self.mood}."
         for memory in self.memories[-memories:] if memories else ():
@@ -45,7 +45,7 @@ class Villager:
 
 @dataclass
 class Scene:
-    """What happens to one villager, or between two, in an hour."""
+    """One hour of one villager, or of two who meet."""
 
     who: list[Villager]
     place: str
@@ -109,7 +109,7 @@ def worth_telling(scenes: list[Scene], most: int, told: set[str]) -> list[Scene]
 
 
 def evening(villagers: list[Villager], scenes: list[Scene]) -> str:
-    """What the island will remember of the day."""
+    """Returns the evening's summary of the day."""
     talks = [scene for scene in scenes if len(scene.who) == 2]
     lines = [f"{len(talks)} talks were held, and {len(scenes) - len(talks)} wishes made."]
     words = Counter(word for scene in talks for line in scene.lines for word in content(line))

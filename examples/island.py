@@ -10,7 +10,7 @@ A villager has a name, a mood, a place, and memories: what others have said to t
 one decoder; it holds the villager's own small story, and what happens to the villager is read into it. Every hour the
 villagers walk, those who meet talk, and those who are alone wish for something. Whoever speaks just then is in the
 same batch: one pass over the weights makes the next token of every sentence, and a sentence that is said lets the
-answer in. The frame of the stories is written here; all that the villagers say, want and feel is how the model goes on.
+answer in. The frame of the stories is written here; all that the villagers say, want and feel is the model's own text.
 The same seed gives the same day.
 """
 
@@ -73,7 +73,7 @@ class Island:
         ]
 
     def hour(self, hour: int, advance: Callable[[], None]) -> list[Scene]:
-        """All that happens in an hour. `advance` is called as each scene ends."""
+        """Plays one hour and returns its scenes; calls `advance` as each scene ends."""
         part = "morning" if hour < 12 else "afternoon" if hour < 18 else "evening"
         meetings, alone = self._walk()
         scenes = [self._scene(*pair) for pair in meetings] + [self._scene(villager) for villager in alone]

@@ -1,4 +1,4 @@
-"""Many minds in one batch: each has a story in the cache of one decoder, and the stories go on side by side.
+"""Many minds in one batch: each has a story in a slot of one decoder's KV cache, and all stories advance together.
 
 What happens is told by tales, generators that yield wishes and are sent what the mind says: `said = yield Wish(...)`.
 """
@@ -26,7 +26,7 @@ SAMPLING = Sampling(temperature=0.7, top_p=0.9, min_p=0.05)
 
 @dataclass(frozen=True)
 class Wish:
-    """That a mind should say something, up to `stop`, in `most` tokens."""
+    """A request that a mind say something, up to the text `stop`, in at most `most` tokens."""
 
     mind: int
     stop: str
@@ -43,7 +43,7 @@ Tale = Generator[Wish, str, None]
 
 
 class Minds:
-    """`count` minds. `begin` and `hear` give one something to think of; `live` makes all go on that are asked to."""
+    """A group of `count` minds. `begin` and `hear` add text to one story; `live` generates for all that are asked."""
 
     def __init__(self, model: LoadedModel, count: int, seed: int, backend: str, precision: str) -> None:
         if model.tokenizer is None:
@@ -65,7 +65,7 @@ class Minds:
         return self.tokens_made + self.tokens_read
 
     def room(self, text: str) -> int:
-        """How many tokens the context has left behind a story that begins like this."""
+        """Returns how many tokens the context has left behind a story with this opening."""
         return self.context - len(prompt_ids(self.tokenizer, text))
 
     def begin(self, mind: int, text: str) -> None:
@@ -73,17 +73,17 @@ class Minds:
         self._stories[mind] = prompt_ids(self.tokenizer, text).tolist()
 
     def hear(self, mind: int, text: str) -> None:
-        """The story goes on like this; the text begins with a space."""
+        """Appends a text, which begins with a space, to the story."""
         if isinstance(self.tokenizer, SentencePieceTokenizer):
             text = text.removeprefix(" ")  # it puts one before every text
         self._stories[mind] += self.tokenizer.encode(text).tolist()
 
     def live(self, tales: Iterable[Tale]) -> None:
-        """Lets every tale go on to its end, all side by side: what one mind is asked for is made in one batch with what
-        others are asked for, and as soon as it is there its tale goes on.
+        """Runs all tales to their ends, side by side: the wishes of all minds are decoded in one batch, and a tale
+        resumes as soon as its own wish is answered.
 
-        The answer to a wish is how the mind's story goes on, up to the stop; "" where that does not come in time or the
-        context has no room for it, and then the story is as it was before.
+        The answer to a wish is the continuation of the mind's story up to the stop text. The answer is "" where the
+        stop text does not come within the limit or the context is full; the story then stays as before.
         """
         started = time.perf_counter()
         for tale in tales:

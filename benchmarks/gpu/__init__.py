@@ -1,1 +1,1 @@
-"""What the GPU's kernels are worth on the card of this machine: right, how near its ceilings, and beside PyTorch."""
+"""Measures the GPU backend on this machine's card: correctness, share of the card's ceilings, ratio to PyTorch."""

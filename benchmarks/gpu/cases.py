@@ -72,7 +72,7 @@ def f32(*shape: int, role: str = "in", scale: float = 1.0, positive: bool = Fals
 
 
 def weight(OC: int, C: int) -> Operand:
-    """Of such a size that the product with normal numbers is of theirs."""
+    """Returns a weight [OC, C], scaled so that normally distributed input gives output of unit variance."""
     return Operand((OC, C), "weight", scale=C**-0.5)
 
 

@@ -23,7 +23,7 @@ BESIDES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # what ge
 
 
 def cases(sizes: dict[str, Any]) -> list[tuple[Case, str]]:
-    """With the precision of each. `sizes`: models, B, T; the tokens of a cache and a matrix [OC, C] of generation."""
+    """Returns every case with its precision. `sizes`: models, B, T; cache tokens and a matrix [OC, C] of decode."""
     B, T = sizes["B"], sizes["T"]
     made = [case for model in sizes["models"] for case in of_model(*named(model), B, T, B * T // 2)]
     for hs in HEAD_SIZES:
@@ -36,7 +36,7 @@ def cases(sizes: dict[str, Any]) -> list[tuple[Case, str]]:
 
 
 def check(sizes: dict[str, Any], part: int = 0, parts: int = 1) -> Iterator[dict[str, Any]]:
-    """For a process of its own: every `parts`-th case from the `part`-th on. How many they are, then a row for each."""
+    """Yields, for a process of its own, the number of cases, then a row for each `parts`-th case from `part` on."""
     kernels.load("cuda")
     todo = [each for each in cases(sizes) if each[1] == "float32" or cuda.bfloat16_is_faster()][part::parts]
     yield {"cases": len(todo)}
@@ -98,7 +98,7 @@ def _reference(case: Case) -> Callable[..., Any]:
     cos, sin = (each.astype(np.float64) for each in arrays.angles(case))
 
     def turned(q: np.ndarray, k: np.ndarray, **others: Any) -> None:
-        """Of q and k turned; gradients, which lie where q and k do, are turned back."""
+        """Rotates q and k in place by RoPE; their gradients, which overwrite q and k, get the inverse rotation."""
         for x in (q, k):
             reference.rope_forward(x, cos, sin, False)
         operation(q=q, k=k, **others)

@@ -34,7 +34,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What a task said until it was done, or until its time was up; then `problem` says so."""
+    """Rows that a task sent before it ended or its time ran out; `problem` tells which, if it did not end well."""
 
     name: str
     rows: list[dict[str, Any]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What is measured: the sizes of everything, and how the time is divided."""
+"""Sizes of everything that is measured, and the share of time that each part gets."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Heads:
         return values.astype(dtype(self.precision), copy=False)
 
     def parts(self) -> list[int]:
-        """How many heads are those of q, of k and of v."""
+        """Numbers of heads of q, k and v."""
         return [self.NH, self.NKV, self.NKV]
 
 
@@ -55,7 +55,7 @@ def our_attention(heads: dict[str, Any], threads: int) -> Callable[[], object]:
 
 
 def pytorch_attention(heads: dict[str, Any], threads: int) -> Callable[[], object]:
-    """On q, k and v of their own, [B, NH, T, hs] as it likes them best; gradients are dropped, not copied."""
+    """Returns PyTorch's attention step on separate q, k, v [B, NH, T, hs]; its gradients are dropped, not copied."""
     import torch
 
     from llmpy.bench.torch_peer.model import as_tensor

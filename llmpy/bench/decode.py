@@ -33,10 +33,10 @@ FIRST = 1  # the token that every text begins with, where nothing else is said: 
 
 @dataclass(frozen=True)
 class Generation:
-    """What is measured: the model in a file or folder, and how many tokens of it.
+    """A measurement of generation: the model in a file or folder, and the number of tokens.
 
-    `prompt` 0: `tokens` are generated behind one token, `batch_size` texts at a time. Otherwise that many tokens are
-    read. `precision` None is the engine's own.
+    With `prompt` 0, `tokens` tokens are decoded behind one token, for `batch_size` texts at a time. Otherwise a prompt
+    of `prompt` tokens is prefilled. `precision` None takes the engine's default.
     """
 
     model: str
@@ -67,7 +67,7 @@ class Rival(Protocol):
 
 
 def our_generation(work: dict[str, Any]) -> Callable[[], float]:
-    """For a worker: the work, which returns the seconds that a token took, of `batch_size` texts together."""
+    """Returns a worker's job, which gives the seconds a token, of `batch_size` texts together."""
     todo = Generation(**work)
     engine = open_engine(todo)
     kernels.start(todo.backend, todo.threads, engine.precision)
@@ -95,7 +95,7 @@ def open_engine(work: Generation) -> Engine:
 
 
 def within(work: Generation, context: int) -> Generation:
-    """With no more tokens than there are positions. Raises UserError for a prompt that is longer, and for one token."""
+    """Returns `work`, its tokens cut to the context. Raises UserError for a longer prompt, and for a single token."""
     if work.prompt > context:
         raise UserError(f"a prompt of {work.prompt} tokens: the model's context is {context}: give at most that many")
     work = replace(work, tokens=min(work.tokens, context))
@@ -105,8 +105,10 @@ def within(work: Generation, context: int) -> Generation:
 
 
 def bytes_read(engine: Engine, work: Generation) -> dict[str, int]:
-    """What one step reads: every weight of a product once, for all texts, and the keys and values of each text at the
-    position in the middle."""
+    """Counts the bytes that one decode step reads.
+
+    Every weight matrix counts once for all texts; keys and values count for each text, at the middle position.
+    """
     config, weights = engine.model.config, engine.weights
     heads = config.kv_heads if isinstance(config, LlamaConfig) else config.heads
     position = config.layers * 2 * heads * config.head_size * (2 if engine.precision == "bfloat16" else 4)
@@ -201,7 +203,7 @@ def _speed(name: str, seconds: list[float]) -> dict[str, Any]:
 
 
 def _memory(work: Generation, ours: dict[str, Any], read: dict[str, int], bandwidth: float) -> dict[str, Any]:
-    """What of the machine's bandwidth was used: a step reads for all texts of a batch."""
+    """Returns the share of the machine's bandwidth in use; one step reads the weights once for all texts of a batch."""
     speed = sum(read.values()) * ours["tokens_per_s"] / work.batch_size
     return {
         "weight_bytes": read["weights"],

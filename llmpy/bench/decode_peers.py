@@ -1,4 +1,4 @@
-"""Who generates beside us: llama2.c's `run`, llama.cpp through its Python package, and PyTorch, which reads prompts."""
+"""Peers of generation: llama2.c's `run`, llama.cpp through its Python package, and PyTorch (prefill only)."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""What a call of an operation has to do, counted from the shapes of its arguments: operations in products, and bytes.
+"""FLOPs and bytes of one call of an operation, counted from the shapes of its arguments.
 
-An operation of a product is a multiplication or an addition. Bytes are those of each array that the contract
-(llmpy/kernels/__init__.py) names, once where it is read and once where it is written: what must pass between memory and
-processor where no cache holds it. Scratch is left out, and so is arithmetic that is not a product: it is hidden behind
-one or the other.
+FLOPs are the multiplications and additions of matmuls. Bytes count each array that the kernel contract names, once for
+a read and once for a write: the traffic between memory and processor if no cache holds the array. Scratch memory is
+left out, and so is elementwise arithmetic, which hides behind matmuls or memory traffic.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Work:
-    """Of one call; `label` is the line it belongs to: the operation, and of a linear layer its shape OC x C."""
+    """FLOPs and bytes of one call. `label` is the operation's name, with the shape OC x C for a linear layer."""
 
     label: str
     flops: int
@@ -65,7 +64,7 @@ def work_of(operation: str, arguments: Mapping[str, Any]) -> Work:
 
 
 def _bytes(*arguments: Any) -> int:
-    """Of those among the arguments that are arrays; what has a shape and no bytes is a weight packed in bfloat16."""
+    """Bytes of the array arguments; an argument with a shape and no bytes is a packed bfloat16 weight."""
     return sum(getattr(array, "nbytes", 2 * prod(array.shape)) for array in arguments if hasattr(array, "shape"))
 
 

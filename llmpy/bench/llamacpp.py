@@ -15,9 +15,9 @@ PASS = 512  # tokens of a prompt that go through the model at once
 
 
 def generation(model: str, tokens: int, prompt: int, threads: int) -> Callable[[], float]:
-    """For a worker: the work, which returns the seconds that a token took; those of a prompt if it is not 0.
+    """Returns a worker's job, which gives the seconds a decoded token, or, with `prompt` > 0, a prefilled token.
 
-    Greedy, as ours, and timed as ours: from the second token on, or up to the prompt's end.
+    Decoding is greedy and timed from the second token, as ours; prefill is timed up to the prompt's end.
     """
     try:
         import llama_cpp

@@ -100,5 +100,5 @@ def smoothed(losses: Sequence[float], window: int) -> np.ndarray:
 
 
 def largest_difference(a: Sequence[float], b: Sequence[float], window: int) -> float:
-    """Of two smoothed curves, wherever they are farthest apart."""
+    """Returns the largest difference between two smoothed curves."""
     return float(np.abs(smoothed(a, window) - smoothed(b, window)).max())

@@ -1,4 +1,4 @@
-"""What a measurement was made on: without it, a time means nothing to anybody else."""
+"""Description of the machine under a measurement: a time means nothing to others without it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cpu_name() -> str:
 
 
 def memory_bytes() -> int:
-    """All the memory of the machine (0 where the system does not say)."""
+    """Memory of the machine in bytes (0 where the system does not tell)."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):

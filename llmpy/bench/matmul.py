@@ -53,7 +53,7 @@ class Product:
         return arrays["x"], arrays["w"], arrays["dy"]
 
     def gradient(self, w: np.ndarray) -> np.ndarray:
-        """Where we write dw [OC, C], in float32: over w, where w is, as that product does not read it."""
+        """Returns the array for dw [OC, C] in float32: w itself if w is float32, for that matmul does not read w."""
         if w.dtype == np.float32:
             return w
         plan = MemoryPlan()
@@ -71,7 +71,7 @@ def layers(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def products(config: ModelConfig, rows: Sequence[int], precision: str = "float32") -> list[Product]:
-    """All products of a step at each number of rows; the head's at the rows of logits that exist at a time, no more."""
+    """Returns all matmuls of a step for each number of rows; those of the head have at most LOGITS_ROWS rows."""
     return [
         Product(layer, kind, n, *shape, precision)
         for n in rows

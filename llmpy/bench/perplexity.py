@@ -1,4 +1,4 @@
-"""How well a model in each precision foretells a text: by the decoder that generates, so that what it rounds counts.
+"""Perplexity of a text under a model in each precision, by the decoder itself, so that its rounding counts.
 
 The measure is nats a token (the mean cross-entropy), of which the perplexity is the exponential.
 """
@@ -20,14 +20,14 @@ NOTHING = -1  # a target that counts for nothing: the places behind a story that
 
 @dataclass(frozen=True)
 class Windows:
-    """What is read and what has to be foretold, both int32 [n, T]."""
+    """Input tokens and target tokens, both int32 [n, T]."""
 
     tokens: np.ndarray
     targets: np.ndarray
 
     @property
     def count(self) -> int:
-        """How many tokens are foretold."""
+        """Number of target tokens."""
         return int((self.targets != NOTHING).sum())
 
 
@@ -75,7 +75,7 @@ def nats_a_token(engine: Engine, windows: Windows, side_by_side: int, bar: Bar) 
 
 
 def used(targets: np.ndarray) -> int:
-    """How many positions of these windows anything is foretold at."""
+    """Counts the positions of these windows that have a target."""
     return int(np.flatnonzero((targets != NOTHING).any(0)).max(initial=-1)) + 1
 
 

@@ -1,6 +1,4 @@
-"""Where the time of a training step goes, operation by operation of the kernel contract, and how near each one comes to
-what the machine can do.
-"""
+"""Profile of a training step: the time of each kernel operation, and its share of the machine's ceiling."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ REST = "everything else (Python)"
 
 @dataclass
 class Line:
-    """What the calls of one operation in a step add up to."""
+    """Totals of all calls of one operation in a step."""
 
     operation: str
     calls: int = 0
@@ -55,7 +53,7 @@ class ProfiledKernels:
         return call
 
     def lines(self) -> list[Line]:
-        """What the calls add up to, counted here, outside of what is timed."""
+        """Returns the totals by operation; counted here, outside the timed part."""
         lines: dict[str, Line] = {}
         for name, args, kwargs, seconds in self.calls:
             bound = _signature(name, getattr(self._kernels, name)).bind(*args, **kwargs)
@@ -68,7 +66,7 @@ class ProfiledKernels:
 
 
 def _signature(operation: str, function: Callable[..., Any]) -> inspect.Signature:
-    """Of an operation: the function's own, or where that takes anything at all and hands it on, the reference's."""
+    """Signature of an operation; for a wrapper with *args, the signature of the reference."""
     own = inspect.signature(function)
     if all(parameter.kind is not parameter.VAR_POSITIONAL for parameter in own.parameters.values()):
         return own
@@ -76,7 +74,7 @@ def _signature(operation: str, function: Callable[..., Any]) -> inspect.Signatur
 
 
 def our_profiled_steps(step: dict[str, Any]) -> Callable[[], list[dict[str, Any]]]:
-    """For a worker: as many steps as QUICK seconds take, at least one; of each its seconds and its operations."""
+    """Returns a worker's job: as many steps as fit QUICK seconds (at least one), with seconds and operations."""
     observed: list[ProfiledKernels] = []
 
     def observe(kernels: Backend) -> Backend:
@@ -116,7 +114,7 @@ def bench(step: Step, rounds: int) -> dict[str, Any]:
 
 
 def table(seconds: float, lines: list[Line], machine: roofline.Ceilings) -> dict[str, Any]:
-    """What is told of a step that took so long: its operations, the longest first, and what is left for Python."""
+    """Returns the report of a step that took `seconds`: operations, longest first, and the rest, spent in Python."""
     rest = Line(REST, 1, max(0.0, seconds - sum(line.seconds for line in lines)))
     lines = [*sorted(lines, key=lambda line: line.seconds, reverse=True), rest]
     return {

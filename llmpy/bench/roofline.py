@@ -1,7 +1,7 @@
-"""What this machine can do at most, measured: products with their operands in the caches, and bytes from memory beyond.
+"""Measured ceilings of this machine: FLOP/s of a matmul with operands in the caches, and bytes/s from memory.
 
-No operation can be faster than the larger of (its products / products a second) and (its bytes / bytes a second); how
-near it comes says how much is left to gain (the roofline of Williams, Waterman, Patterson 2009).
+No operation can take less than the larger of FLOPs / (FLOP/s) and bytes / (bytes/s). The distance from that floor says
+how much speed is left to gain (the roofline model of Williams, Waterman and Patterson 2009).
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def ask(precision: str, threads: int) -> Ceilings:
 
 
 def reading(threads: int, seconds: float) -> Callable[[], float]:
-    """For a worker: the work, which returns the bytes a second that all threads together read from memory."""
+    """Returns a worker's job, which gives the bytes/s that all threads together read from memory."""
     kernels.start("cpu", threads)
     return lambda: read_bandwidth(threads, seconds)
 
 
 def measuring(precision: str, threads: int, seconds: float) -> Callable[[], dict[str, float]]:
-    """For a worker: the work, which returns the fields of Ceilings; `seconds` for each."""
+    """Returns a worker's job, which gives the fields of Ceilings after `seconds` of measuring each."""
     kernels.start("cpu", threads, precision=precision)
     return lambda: asdict(Ceilings(product_flops(precision, threads, seconds), memory_bandwidth(seconds)))
 

@@ -1,6 +1,6 @@
 """Contestants measured in turn: each is a process that works only when it is its turn; medians of many rounds count.
 
-What else goes on (a neighbour, a clock that changes) then meets all of them alike, and the ratio stands.
+A disturbance (another program, a changing clock rate) then hits all of them alike, and the ratio stands.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Worker:
         return float(self._ask({"quick": QUICK})["seconds"])
 
     def result(self) -> Any:
-        """What the work returns, done once; JSON must be able to hold it."""
+        """Runs the job once and returns its result, which must fit JSON."""
         return self._ask({"result": True})["result"]
 
     def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class Worker:
         return answer
 
     def _last_words(self) -> str:
-        """How the process ended, and the last line it wrote to stderr."""
+        """Returns how the process ended, and its last line on stderr."""
         status = self._process.wait()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
@@ -85,8 +85,8 @@ class Worker:
 
 
 def seconds_each(work: Callable[[], tuple[float, int]]) -> float:
-    """Of what `work` measures itself, (seconds, how many things were done in them): the mean of QUICK seconds' worth,
-    or of one time where that is longer."""
+    """Mean seconds of one item. `work` returns (seconds, number of items) and is repeated for QUICK seconds, at least
+    once."""
     seconds, things = work()
     while seconds < QUICK:
         more, done = work()
@@ -95,7 +95,7 @@ def seconds_each(work: Callable[[], tuple[float, int]]) -> float:
 
 
 class Contestant(Protocol):
-    """What takes turns. A turn gives a number to take the median of: of a Worker, seconds."""
+    """A contestant of a comparison. A turn gives one figure, for a Worker its seconds; medians are compared."""
 
     def turn(self) -> float: ...
 
@@ -130,7 +130,7 @@ def interleave(
 def turns(
     contestants: Sequence[Contestant], rounds: int, advance: Callable[[], None] = lambda: None
 ) -> list[list[float]]:
-    """What the turns of each contestant gave, over so many rounds; the order turns around from one to the next.
+    """Returns the figures of each contestant over all rounds; the order is reversed from round to round.
 
     `advance` is called after every turn.
     """
@@ -145,7 +145,7 @@ def turns(
 
 
 def comparison(name: str, ours: float, theirs: float) -> dict[str, Any]:
-    """What every comparison says of two times in seconds: both, and ours as a part of theirs."""
+    """Returns the entries of a comparison of two times in seconds: both times, and the ratio ours / theirs."""
     return {
         "name": name,
         "ours_ms": milliseconds(ours),

@@ -19,7 +19,7 @@ LR = 1e-4
 
 @dataclass(frozen=True)
 class Step:
-    """What is measured: a model, B sequences of T tokens; `clip` is the largest gradient norm, 0 for none."""
+    """A measurement of training steps: a model, B sequences of T tokens; `clip` is the maximum norm, 0 for none."""
 
     config: ModelConfig
     batch_size: int

@@ -1,7 +1,7 @@
-"""The types of numbers that weights are stored in, and how each becomes float32.
+"""Element types of stored weights: their block layouts, dequantization to float32, and quantization.
 
-A quantized type keeps a row in blocks of 32 or 256 numbers. Layouts as ggml has them (ggml-common.h, ggml-quants.c of
-llama.cpp); d and m are float16, `q` the small whole numbers:
+A quantized type stores a row in blocks of 32 or 256 elements. The layouts are ggml's (ggml-common.h, ggml-quants.c of
+llama.cpp); d and m are float16, q are small integers:
 
     Q8_0   d, q int8[32]                          d q
     Q4_0   d, q 4 bits[32]                        d (q - 8)
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-BYTES_AT_ONCE = 2**20  # converted in one go, so that what is made on the way stays in the cache
+BYTES_AT_ONCE = 2**20  # elements converted at once, so that intermediate arrays stay in the cache
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,6 @@ def quantize_into(out: np.ndarray, kind: BlockType, numbers: np.ndarray) -> None
 
 
 def _pieces(array: np.ndarray) -> Iterator[slice]:
-    """Its rows, a megabyte at a time."""
+    """Yields slices of the rows, about a megabyte each."""
     step = max(1, BYTES_AT_ONCE // max(1, array[:1].nbytes))
     return (slice(start, start + step) for start in range(0, len(array), step))

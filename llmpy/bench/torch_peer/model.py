@@ -1,4 +1,4 @@
-"""What the models in PyTorch share: the loss, values to and from our parameters, and the optimizer."""
+"""Shared parts of the PyTorch models: the loss, copies from and to our parameters, and the optimizer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TorchModel(nn.Module):
         raise NotImplementedError
 
     def tensors(self, spec: ParameterSpec) -> list[nn.Parameter]:
-        """What a row of our table is here: one tensor for every layer."""
+        """Returns the PyTorch parameters of one row of our table: one tensor a layer."""
         raise NotImplementedError
 
     def initialize(self) -> None:

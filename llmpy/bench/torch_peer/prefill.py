@@ -12,7 +12,7 @@ from llmpy.formats.load import load_model
 
 
 def reading(model: str, prompt: int, threads: int, wide: bool, compiled: bool) -> Callable[[], float]:
-    """For a worker: the same weights, in bfloat16 unless `wide`; the work returns the seconds a token of the prompt."""
+    """Returns a worker's job on the same weights (bfloat16 unless `wide`), which gives the seconds a prompt token."""
     torch.set_num_threads(threads)
     loaded = load_model(model)
     network = (

@@ -1,4 +1,4 @@
-"""The language-model head and cross-entropy together, a few rows at a time: the [N, V] logits never exist at once.
+"""Language-model head and cross-entropy together, LOGITS_ROWS rows at a time: the [N, V] logits never exist at once.
 
 A GPU wants more rows at a time than a CPU, and rows that begin where its widest loads can: plan the scratch as
 [LOGITS_ROWS, padded_width(V)] and hand over its columns [:, :V]; what is right of them is scratch, too. It may be of
@@ -22,7 +22,7 @@ LOWEST = tl.constexpr(float("-inf"))
 
 
 def padded_width(V: int) -> int:
-    """Columns of the scratch for V logits: each row begins at a multiple of 128 bytes, of any type of numbers."""
+    """Returns the columns of the scratch for V logits: every row begins at a multiple of 128 bytes, in any dtype."""
     return -(-V // 64) * 64
 
 
@@ -79,7 +79,7 @@ def classifier_backward(
     losses: DeviceArray, dx: DeviceArray, dw: DeviceArray, x: DeviceArray, w, targets: DeviceArray, scale: float,
     logits: DeviceArray, accumulate: bool = True,
 ) -> None:  # fmt: skip
-    """As forward, and the gradients of scale * losses.sum(): dx [N, C] is written, dw [V, C] added to (or written)."""
+    """Computes the losses and the gradients of scale * losses.sum(): overwrites dx [N, C], accumulates dw [V, C]."""
     for rows in _chunks(len(x), len(logits)):
         chunk = _whole_rows(logits)[: rows.stop - rows.start]
         gradients = _seen_as(chunk, x.dtype)
@@ -94,13 +94,13 @@ def _chunks(rows: int, size: int) -> list[slice]:
 
 
 def _whole_rows(logits: DeviceArray) -> DeviceArray:
-    """With what is right of the columns, as far as the next row."""
+    """Returns the chunk with its padding columns."""
     rows = logits.shape[0]
     return DeviceArray(logits.address, (rows, row_stride(logits)), logits.dtype, logits.owner)
 
 
 def _seen_as(chunk: DeviceArray, dtype) -> DeviceArray:
-    """As numbers of a type that is no wider, each row where it was."""
+    """Returns a view of the chunk in a dtype that is no wider; every row starts where it was."""
     if dtype.itemsize > chunk.dtype.itemsize:
         raise ValueError(f"logits of {chunk.dtype} have no room for gradients of {dtype}")
     step = chunk.strides[0] * chunk.dtype.itemsize // dtype.itemsize
@@ -108,7 +108,7 @@ def _seen_as(chunk: DeviceArray, dtype) -> DeviceArray:
 
 
 def _cross_entropy(losses, chunk, gradients, targets, V, scale, backward):
-    """Of the logits in the first V columns; of as many columns as there are, all are written with `backward`."""
+    """Computes the loss of the first V columns of logits; `backward` overwrites all columns with the gradient."""
     launch(
         cross_entropy, (len(chunk),), losses, chunk, gradients, targets, V, chunk.shape[1], chunk.strides[0],
         gradients.strides[0], scale, backward=backward, **configuration(V),

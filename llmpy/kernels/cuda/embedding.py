@@ -40,10 +40,10 @@ def _forward(
 
 @triton.jit
 def _sum_chunk(dwte, parts, dx, order, sorted_tokens, N, C, rows: tl.constexpr, columns: tl.constexpr):
-    """Program i adds up `rows` rows of dx in the order of their tokens, from i * rows on.
+    """Sums, in program i, `rows` rows of dx from i * rows on, in the order of their tokens.
 
-    A token all of whose rows are among them is done. The sum of one that had rows before goes to parts[i, 0], of one
-    that begins here and goes on after to parts[i, 1].
+    A token whose rows all lie in this chunk is finished. The sum of a token that began in an earlier chunk goes to
+    parts[i, 0]; the sum of a token that begins here and continues in the next chunk goes to parts[i, 1].
     """
     chunk = tl.program_id(0)
     column = tl.program_id(1) * columns + tl.arange(0, columns)
@@ -76,7 +76,7 @@ def _sum_chunk(dwte, parts, dx, order, sorted_tokens, N, C, rows: tl.constexpr, 
 def _join_chunks(
     dwte, parts, sorted_tokens, N, C, rows: tl.constexpr, chunks: tl.constexpr, columns: tl.constexpr
 ):  # fmt: skip
-    """Program i: if the last token of chunk i begins there and goes on after it, its sum over all chunks."""
+    """Adds up, in program i, the token that begins in chunk i and continues behind it, over all its chunks."""
     chunk = tl.program_id(0)
     first, next_first = chunk * rows, (chunk + 1) * rows
     before = tl.load(sorted_tokens + first - 1, mask=first > 0, other=-1)

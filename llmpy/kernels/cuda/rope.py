@@ -60,7 +60,7 @@ def rope_backward(
     interleaved: bool = True,
     positions: DeviceArray | None = None,
 ) -> None:
-    """dy, in the same memory, -> dx: turned back, for a rotation's transpose is its inverse."""
+    """Overwrites dy by dx: the inverse rotation, because the transpose of a rotation is its inverse."""
     _launch(dx, cos, sin, interleaved, positions, -1.0)
 
 

@@ -15,7 +15,7 @@ COLUMNS = 2048  # at most, to a program
 
 @triton.jit
 def _sigmoid(x):
-    """Of float32, in a form that cannot overflow."""
+    """Returns the sigmoid of float32, in a form that cannot overflow."""
     e = tl.exp(-tl.abs(x))
     return tl.where(x < 0, e, 1.0) / (1.0 + e)
 

@@ -1,7 +1,8 @@
-"""The backward pass of attention: the softmax is made again from its rows' log-sum-exp (Dao 2023, FlashAttention-2).
+"""Backward pass of attention: recomputes the softmax from the log-sum-exp of its rows (Dao 2023, FlashAttention-2).
 
-Two kernels, each the only writer of what it writes, so that results repeat: one goes through the keys for a block of
-queries (dq), the other through the queries for a block of keys (dk, dv), all the query heads of a group in turn.
+Two kernels; each output element has one writer, so results repeat bit for bit. One kernel loops over the keys for a
+block of queries (dq). The other loops over the queries for a block of keys (dk, dv), one query head of a group after
+the other.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def _keys_gradient(
     size: tl.constexpr, width: tl.constexpr, wide: tl.constexpr, pairs: tl.constexpr,
     queries: tl.constexpr, keys: tl.constexpr,
 ):  # fmt: skip
-    """dk / scale and dv so far, with the block of queries from `first`; what is turned over is [keys, queries]."""
+    """Accumulates dk / scale and dv over the block of queries from `first`; transposed tiles are [keys, queries]."""
     left = T - first
     row = tl.arange(0, queries)
     q1, q2 = tiles(q, first, q_row, left, cos, sin, first, size, queries, width, pairs, True)
@@ -188,9 +189,9 @@ def attention_backward(
     lse: DeviceArray,
     rope: Rope | None = None,
 ) -> None:
-    """dy [B, T, NH, hs] -> dq [B, T, NH, hs], dk and dv [B, T, NKV, hs]; they may be q, k and v themselves.
+    """Writes dq [B, T, NH, hs], dk and dv [B, T, NKV, hs] from dy [B, T, NH, hs]; they may overwrite q, k and v.
 
-    rope is that of the forward pass: the gradients are of q and k as they are in memory, before they are turned.
+    `rope` is the one of the forward pass. The gradients are those of q and k as stored, before the rotation.
     """
     B, T, NH, hs = q.shape
     NKV = k.shape[2]

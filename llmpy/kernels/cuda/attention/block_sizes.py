@@ -1,9 +1,9 @@
-"""How attention's kernels divide their work on each kind of GPU.
+"""Block sizes of the attention kernels for each kind of GPU.
 
-The largest blocks of those that were compiled without a register spilled, within the memory of the card: they reuse
-most. Rotary positions that are made inside ("turned") take registers, so that blocks are smaller there. A few are
-spilled all the same: in dq in float32 from head size 128 on where turned, and at 256; in the backward pass at 256
-where turned; in dk and dv at 128 on 12.0. Not yet timed.
+The table holds the largest blocks that compile without spilling registers and fit the card's shared memory: they
+reuse the most data. RoPE inside the kernel takes registers, so blocks are smaller with it. A few configurations spill
+nevertheless: dq in float32 with RoPE from head size 128, and at 256; the backward pass with RoPE at 256; dk and dv at
+128 on compute capability 12.0. None has been timed yet.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ FLOAT32: dict[str, Blocks] = {  # on every card: without tensor cores
 
 
 def configuration(part: str, head_size: int, narrow: bool, capability: int, rope: bool = False) -> dict[str, int]:
-    """Blocks, warps and stages of "forward", or of the backward pass's "queries" or "keys".
+    """Returns blocks, warps and stages of "forward", or of the backward pass's "queries" or "keys" kernel.
 
-    `narrow` means bfloat16; capability is 90 for Hopper's 9.0; rope: whether q and k are turned as they are read.
+    `narrow` means bfloat16; `capability` is 90 for Hopper's 9.0; `rope` tells whether the kernel rotates q and k.
     """
     card = BLACKWELL if 100 <= capability < 120 else HOPPER if 90 <= capability < 100 else OTHERS
     sizes = (card if narrow else FLOAT32)[f"{part} turned" if rope else part]

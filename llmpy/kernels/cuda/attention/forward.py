@@ -99,10 +99,10 @@ def score_scale(head_size: int) -> float:
 def attention_forward(
     y: DeviceArray, lse: DeviceArray, q: DeviceArray, k: DeviceArray, v: DeviceArray, rope: Rope | None = None
 ) -> None:
-    """q [B, Tq, NH, hs], k and v [B, T, NKV, hs] -> y [B, Tq, NH, hs], and lse [B, NH, Tq] for the backward pass.
+    """Writes y [B, Tq, NH, hs], and lse [B, NH, Tq] for backward, from q [B, Tq, NH, hs], k and v [B, T, NKV, hs].
 
-    The queries are those of the last Tq of T tokens. rope = (cos, sin, interleaved) as rope_forward has them: q and k
-    are turned as they are read, and stay as they are in memory.
+    The queries belong to the last Tq of T tokens. With rope = (cos, sin, interleaved), as in rope_forward, the kernel
+    rotates q and k as it reads them and leaves them unrotated in memory.
     """
     (B, Tq, NH, hs), (_, T, NKV, _) = q.shape, k.shape
     cos, sin = (q, q) if rope is None else rope[:2]

@@ -1,9 +1,8 @@
-"""What the kernels of attention share: tiles of a head's rows, read and written, turned by their positions on the way.
+"""Tiles of one head's rows for the attention kernels: load, rotate by RoPE, store.
 
-A tile is a pair (first, second) of [rows, width]. Without rotary positions (`pairs` is "none") the width is the head's
-and the second tile is the first. With them each holds one channel of every pair, half a head: a product of a query
-and a key is the sum of the products of both, whatever order the channels lie in, and nothing is put back in order but
-what is stored.
+A tile is a pair (first, second) of arrays [rows, width]. Without RoPE (`pairs` is "none") the width is the head size
+and both are the same array. With RoPE each array holds one channel of every pair, so its width is half a head: q k^T is
+the sum of the two halves' products, in any order of channels, and only stored tiles return to the original order.
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ def store_gradient(
     x, one, other, first, stride, left, cos, sin, position,
     size: tl.constexpr, rows: tl.constexpr, width: tl.constexpr, pairs: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of `tiles`, float32, turned back and stored in the place of what those were read from."""
+    """Stores the float32 gradients of `tiles`, after the inverse rotation, over the arrays that the tiles came from."""
     if pairs == "none":
         store_rows(x, one, first, stride, left, size, rows, width)
     else:
@@ -102,9 +101,9 @@ def scores(q1, q2, k1, k2, pairs: tl.constexpr):
 
 @triton.jit
 def whole_blocks(position, keys: tl.constexpr, pairs: tl.constexpr):
-    """How many keys, in blocks, every query from `position` on may see, so that they need no mask.
+    """Returns the number of keys, in whole blocks, that every query from `position` on may see: they need no mask.
 
-    With rotary positions all blocks are masked: turning them takes the registers of a second loop.
+    With RoPE all blocks are masked, because the rotation takes the registers that a second loop would need.
     """
     if pairs == "none":
         return (position + 1) // keys * keys

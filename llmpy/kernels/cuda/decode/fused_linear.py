@@ -1,13 +1,14 @@
-"""Products of the few rows that are decoded at a time, with the norm before them and what follows them.
+"""Linear layers of a decode step (up to 16 sequences), fused with the norm before them and the epilogue after them.
 
-A program makes some outputs of 16 sequences, over the whole depth: the weights are read once, in wide pipelined loads,
-and go through the tensor cores however few sequences there are. So a sequence has the same bits whoever is beside it.
+A program computes some outputs of 16 sequences over the whole depth. The weights are read once, in wide pipelined
+loads, and go through the tensor cores for any number of sequences, so a sequence has the same bits in any batch.
 
-x is float32, and stays as good as that where weights have fewer bits: x is the sum of two bfloat16, and is multiplied
-by exact bfloat16 or 8 bit numbers, whose scales come after; by float32 in three products of tf32 (NVIDIA's 3xTF32).
+x keeps float32 accuracy where weights have fewer bits: x is split into the sum of two bfloat16 values, each multiplied
+by exact bfloat16 or 8-bit elements, whose scales are applied afterwards. Float32 weights take three tf32 matmuls
+(NVIDIA's 3xTF32).
 
-A norm needs the mean and the square of whole rows, which no program has. Those that make the residual stream leave
-those of their own columns (`parts`), which the next product puts together as Chan, Golub, LeVeque (1979) do.
+A norm needs mean and square of whole rows, which no single program has. The programs that write the residual stream
+leave the statistics of their own columns (`parts`); the next layer combines them (Chan, Golub, LeVeque 1979).
 """
 
 from __future__ import annotations
@@ -51,8 +52,11 @@ class Norm:
 def configuration(
     outputs: int, narrow: bool, quantized: bool = False, interpreted: bool = INTERPRETED
 ) -> dict[str, int]:
-    """Blocks and warps of a product: few outputs need small blocks, so that all of the GPU has some. The depth of an
-    8 bit matrix is taken a block of numbers with one scale at a time. `narrow`: of bfloat16."""
+    """Returns blocks and warps of a fused linear layer.
+
+    A layer with few outputs takes small blocks, so that all multiprocessors have work. An 8-bit matrix is read one
+    quantized block (one scale) at a time. `narrow` means bfloat16.
+    """
     if interpreted:
         return {"bs": SEQUENCES, "bn": 64, "bk": 32 if quantized else 512}
     bn, warps = (8, 1) if outputs <= 1024 else (16, 2) if outputs <= 8192 else (32, 4)
@@ -66,7 +70,7 @@ def part_of(channels: int, interpreted: bool = INTERPRETED) -> int:
 
 
 def parts_shape(sequences: int, channels: int) -> tuple[int, int, int]:
-    """Of the parts of the residual stream [S, C]: sums of S rows, then squares, with room for a power of 2 of each."""
+    """Shape of the partial statistics of the residual stream [S, C]: sums, then squares, padded to a power of 2."""
     return sequences, 2, power_of_2(cdiv(channels, part_of(channels)))
 
 
@@ -119,9 +123,9 @@ def heads(
     angles: tuple[DeviceArray, DeviceArray] | None = None,
     interleaved: bool = False,
 ) -> None:
-    """q [S, NH * hs], and the keys and values [slots, T, NKV, hs] at slots and positions int32 [S], of x [S, C].
+    """Writes q [S, NH * hs], and keys, values [slots, T, NKV, hs] at `slots`, `positions` int32 [S], from x [S, C].
 
-    w is the stack of all three. q and k are turned to their positions where there are `angles`, cos and sin [T, hs/2].
+    w stacks all three matrices. q and k are rotated to their positions if `angles` (cos and sin [T, hs/2]) is given.
     """
     (S, C), OC, (_, _, NKV, hs) = x.shape, w.shape[0], keys.shape
     assert keys.strides == values.strides
@@ -168,7 +172,7 @@ def _options(w: DeviceMatrix, outputs: int) -> dict[str, int]:
 
 
 def _pairs(options: dict[str, int]) -> dict[str, int]:
-    """For outputs that are made two by two, which takes more registers at the end."""
+    """Returns the options for outputs that are computed in pairs, which need more registers in the epilogue."""
     return options | {"bn": max(options["bn"], 16), "num_warps": 4}
 
 

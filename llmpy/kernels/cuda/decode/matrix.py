@@ -43,7 +43,7 @@ class DeviceMatrix:
 
     @classmethod
     def new(cls, kind: BlockType, OC: int, C: int) -> DeviceMatrix:
-        """Of any numbers."""
+        """Returns a matrix [OC, C] of uninitialised elements."""
         if kind == Q8_0:
             return cls(kind, (OC, C), empty(C // BLOCK, OC, BLOCK, dtype=np.int8), empty(C // BLOCK, OC))
         return cls(kind, (OC, C), empty(OC, C, dtype=KINDS[kind]))
@@ -60,7 +60,7 @@ class DeviceMatrix:
 
     @property
     def layout(self) -> tuple[DeviceArray, DeviceArray | None, int, int]:
-        """As kernels take it: numbers, scales; the steps from row to row (or block to block), and between scales."""
+        """Elements, scales, and the strides between rows (or blocks) and between scales, as kernels take them."""
         return self.data, self.scales, self.data.strides[0], 0 if self.scales is None else self.scales.strides[0]
 
     def dequantized(self, dtype: Any = np.float32) -> DeviceArray:

@@ -55,7 +55,7 @@ def upload_weights(weights: StoredWeights) -> Any:
 
 
 def _groups(weights: StoredWeights):
-    """All of the weights, each once, those that are stacked together."""
+    """Groups of weights that are stacked into one matrix; every weight is in one group."""
     stacked = {part: (name, parts) for name, parts in STACKED.items() for part in parts}
     for (layer, name), tensor in weights.tensors.items():
         if name not in stacked:
@@ -66,7 +66,7 @@ def _groups(weights: StoredWeights):
 
 
 def _bytes(parts: Sequence[Any]) -> int:
-    """That they take on the device beside what lies there."""
+    """Bytes that the parts take on the device, in addition to what is there already."""
     if isinstance(parts[0], (DeviceMatrix, DeviceArray)):
         return 0
     if isinstance(parts[0], np.ndarray):

@@ -1,7 +1,7 @@
-"""Which way each product of a run goes: through cuBLASLt or the kernel of ours, by which algorithm, in which tiles.
+"""GEMM autotuner: picks cuBLASLt (and its algorithm) or the Triton kernel (and its tile sizes) for each shape.
 
-A guess, until `tuning` has timed what there is on the arrays of a run. What was fastest is kept in a file for this GPU
-and these libraries: a run that is repeated goes the same ways, and so gives the same bits.
+The choice is a guess until `tuning` has timed the candidates on the arrays of a run. The fastest candidate is kept in a
+file for this GPU and these library versions, so a repeated run makes the same choices and gives the same bits.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class InTiles:
-    """By the kernel of ours."""
+    """A candidate: the Triton GEMM with these tile sizes."""
 
     tiles: Tiles
 
@@ -47,7 +47,7 @@ class InTiles:
 
 @dataclass(frozen=True)
 class ByLibrary:
-    """By cuBLASLt; `fused`: with the sums of columns made on the way, if there are any."""
+    """A candidate: an algorithm of cuBLASLt; `fused` computes the column sums in its epilogue."""
 
     plan: cublaslt.Plan
     algorithm: bytes
@@ -66,9 +66,9 @@ _timer: Timer | None = None
 
 
 def set_gemm(name: str) -> None:
-    """What multiplies from now on: `cublas`, `triton`, or `auto`: what is faster.
+    """Sets the GEMM library: `cublas`, `triton`, or `auto` for the faster one of each shape.
 
-    Raises UserError for another name, and for `cublas` where cuBLASLt cannot be used.
+    Raises UserError for any other name, and for `cublas` where cuBLASLt cannot be used.
     """
     global _asked, _remembered
     if name not in GEMMS:
@@ -110,7 +110,7 @@ def tuning(timer: Timer | None = None) -> Iterator[None]:
 
 
 def seconds(function: Callable[[], None]) -> float:
-    """Of one of several runs in a row, on the device's own clock; the first, which compiles, does not count."""
+    """Mean seconds of a run, on the device's clock; the first run compiles and does not count."""
     function()
     current = device.current()
     start = current.mark()
@@ -188,12 +188,12 @@ def _path() -> Path:
 
 
 def _versions() -> list:
-    """What a way may be found under, and must not be taken under another."""
+    """Versions of GPU and libraries that a stored choice is valid for."""
     return [triton.__version__, "" if _missing_library() else cublaslt.library().get_version(), *_capability()]
 
 
 def _known(product: Product) -> Way | None:
-    """What was fastest when it was measured here."""
+    """Returns the fastest candidate that was measured on this machine, or None."""
     global _remembered
     if _remembered is None:
         _remembered = _read()
@@ -206,7 +206,7 @@ def _known(product: Product) -> Way | None:
 
 
 def _read() -> dict[str, list]:
-    """Nothing where there is no file, or it was made otherwise, or is damaged: then things are measured again."""
+    """Reads the stored choices; a missing, foreign or damaged file counts as empty, and candidates are timed anew."""
     try:
         held = json.loads(_path().read_text())
         return held["ways"] if held["versions"] == _versions() else {}

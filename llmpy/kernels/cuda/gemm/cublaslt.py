@@ -83,7 +83,7 @@ class Plan:
             self._c = lt.matrix_layout_create(result, p.N, p.M, p.extra_stride)
 
     def algorithms(self, count: int = 8) -> list[bytes]:
-        """What the library would take for this product, the best guess first; nothing where it can take nothing."""
+        """Returns the library's algorithms for this GEMM, best guess first; an empty list where it has none."""
         lt, names = self._lt, self._lt.MatmulPreferenceAttribute
         preference = lt.matmul_preference_create()
         wishes = {names.MAX_WORKSPACE_BYTES: WORKSPACE}

@@ -8,7 +8,7 @@ from llmpy.kernels.cuda.runtime.array import DeviceArray
 
 
 def weight_size(OC: int, C: int) -> int:
-    """How many bfloat16 numbers a weight [OC, C] takes."""
+    """Returns the number of bfloat16 elements that a packed weight [OC, C] takes."""
     return OC * C
 
 

@@ -1,18 +1,18 @@
-"""What a matrix product is, apart from the arrays it is made of: by this the fastest way to it is known.
+"""A GEMM problem: layout, shape, dtypes and epilogue, without the arrays; the key of the autotuner.
 
     NT: c [M, N] = a [M, K] @ b [N, K]^T        y = x w^T
     NN: c [M, N] = a [M, K] @ b [K, N]          dx = dy w
     TN: c [M, N] = a [K, M]^T @ b [K, N]        dw = dy^T x
 
-and what follows it, while the sums are at hand:
+and the epilogues, applied while the sums are in registers:
 
     BIAS           + bias [N], float32
     BIAS_RESIDUAL  + bias + extra [M, N]
-    BIAS_GELU      extra = the sums + bias, c their GELU
-    GELU_GRADIENT  c = the sums * GELU'(extra), and extra becomes its GELU
-    COLUMN_SUMS    bias [M] += a's columns, summed: the gradient of a bias, with TN alone
+    BIAS_GELU      extra = sums + bias, c = GELU(extra)
+    GELU_GRADIENT  c = sums * GELU'(extra), then extra = GELU(extra)
+    COLUMN_SUMS    bias [M] += column sums of a: the gradient of a bias, with TN only
 
-`bias` may be None but for the last.
+`bias` may be None, except for COLUMN_SUMS.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Product:
 
     @property
     def key(self) -> str:
-        """For files that remember what was fastest: adding to the result or writing it is the same there."""
+        """Key in the autotuner's file; accumulating and overwriting share one key."""
         parts = (int(part) if isinstance(part, bool) else part for part in astuple(replace(self, accumulate=False)))
         return " ".join(str(part) if part != "" else "-" for part in parts)
 

@@ -1,4 +1,4 @@
-"""Which tiles a product of matrices is cut into: what to try on a GPU, and a guess where nothing was tried."""
+"""Tile sizes of the Triton GEMM: candidates for the autotuner, and a guess where nothing was timed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from llmpy.kernels.cuda.runtime.launch import cdiv, power_of_2
 
 
 class Tiles(NamedTuple):
-    """A program makes [block_m, block_n] of the result, block_k deep at a time, `stages` of these on their way.
+    """Tile sizes: a program computes [block_m, block_n] of the result in steps of block_k, `stages` of them in flight.
 
-    `parts` programs share the depth of each tile; their sums are added up by a second kernel.
+    `parts` programs split the depth of a tile (split-K); a second kernel adds their sums.
     """
 
     block_m: int
@@ -75,7 +75,7 @@ def table(capability: tuple[int, int], is_bfloat16: bool, is_rough: bool = False
 
 
 def candidates(product: Product, capability: tuple[int, int]) -> list[Tiles]:
-    """What is worth trying for a product, the best guess first: what is guessed to take up to twice its time."""
+    """Returns the candidates for a GEMM, best guess first: those with at most twice the estimated time of the best."""
     rated = sorted(
         (_time(product, tiles._replace(parts=parts), speed, capability), tiles._replace(parts=parts))
         for tiles, speed in table(capability, product.is_bfloat16, product.is_rough)
@@ -103,7 +103,7 @@ def may_split(product: Product) -> bool:
 
 
 def _time(product: Product, tiles: Tiles, speed: float, capability: tuple[int, int]) -> float:
-    """In units of one tile [128, 256], 64 deep: whole waves of tiles, each as deep as its part."""
+    """Estimated time in units of one tile [128, 256] of depth 64: whole waves of tiles, as deep as their parts."""
     programs = cdiv(product.M, tiles.block_m) * cdiv(product.N, tiles.block_n) * tiles.parts
     waves = cdiv(programs, PROCESSORS.get(capability, 128))
     volume = tiles.block_m * tiles.block_n * cdiv(product.K, tiles.parts)

@@ -38,8 +38,10 @@ RESIDUAL, GELU, GRADIENT = tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)  # 
 @triton.jit
 def _finish(sums, c, bias, extra, m, n, M, N, c_columns, c_stride, extra_stride, epilogue: tl.constexpr,
             biased: tl.constexpr, accumulate: tl.constexpr, slices: tl.constexpr):  # fmt: skip
-    """What follows the sums of the tile that begins at row m, column n; a slice of its columns after the other, since
-    there are not registers enough for all that is read here and the sums together."""
+    """Applies the epilogue to the tile that begins at row m, column n, and stores it.
+
+    The tile's columns are processed slice by slice: registers do not suffice for the sums and all inputs at once.
+    """
     height: tl.constexpr = sums.shape[0]
     width: tl.constexpr = sums.shape[1]
     if slices > 1:
@@ -124,7 +126,7 @@ def multiply_tile(c, a, b, bias, extra, M, N, K, a_rows, a_depth, c_columns, par
 
 
 def slices(epilogue: int, accumulate: bool) -> int:
-    """In how many pieces what follows a tile is done: in one where nothing but a bias is read."""
+    """Returns the number of column slices of the epilogue: one, if it reads nothing but a bias."""
     return 4 if not device.INTERPRETED and (accumulate or epilogue in (BIAS_RESIDUAL, BIAS_GELU, GELU_GRADIENT)) else 1
 
 

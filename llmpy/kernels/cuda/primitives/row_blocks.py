@@ -1,4 +1,4 @@
-"""How kernels of rows divide their work: into programs that hold a few rows."""
+"""Work division of row-wise kernels: the number of rows a program holds."""
 
 from __future__ import annotations
 

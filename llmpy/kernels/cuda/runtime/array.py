@@ -53,7 +53,7 @@ class DeviceArray:
 
     @property
     def is_contiguous(self) -> bool:
-        """As NumPy sees it: the strides of axes of length 1 do not matter."""
+        """Tells whether the array is C-contiguous; as in NumPy, strides of axes of length 1 do not matter."""
         wanted = _contiguous(self.shape)
         return all(n == 1 or s == w for n, s, w in zip(self.shape, self.strides, wanted, strict=True))
 
@@ -88,7 +88,7 @@ class DeviceArray:
         return DeviceArray(address, tuple(shape), self.dtype, self.owner, tuple(strides))
 
     def _with_axes(self, keys: tuple[Any, ...]) -> DeviceArray:
-        """Of an index with `None`: an axis of length 1 in each such place."""
+        """Returns a view with an axis of length 1 for each `None` of the index."""
         inner = self[tuple(key for key in keys if key is not None)]
         shape, strides, axis = list(inner.shape), list(inner.strides), 0
         for key in keys:

@@ -1,7 +1,7 @@
-"""What kernels run on: one GPU, or, with TRITON_INTERPRET=1, this machine's memory under Triton's interpreter.
+"""The device that kernels run on: one GPU, or, with TRITON_INTERPRET=1, host memory under Triton's interpreter.
 
-What a training step asks of a device beside memory: `captured`, its kernels started all at once; `read_later`, a
-number on its way back while the device goes on; `copies_ahead`, the next batch on its way there.
+A training step uses, besides memory: `captured`, which launches all its kernels as one CUDA graph; `read_later`, which
+copies a value back while the device computes; `copies_ahead`, the prefetch queue of the next batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ORDINAL = "LLMPY_CUDA_DEVICE"  # the variable that says which GPU, where --devic
 
 
 class Pending(Protocol):
-    """A number that is on its way from the device."""
+    """A value that is being copied from the device."""
 
     @property
     def arrived(self) -> bool: ...
@@ -29,12 +29,12 @@ class Pending(Protocol):
 
 
 class CopiesAhead(Protocol):
-    """Arrays on their way to the device, in the order in which they were put, at most two lots at a time."""
+    """Prefetch queue of batches to the device, first in, first out, at most two batches at a time."""
 
     def put(self, *arrays: np.ndarray) -> None:
-        """Starts copying a lot, beside whatever the device computes; the arrays may change as soon as this returns.
+        """Starts copying a batch while the device computes; the host arrays may change as soon as this returns.
 
-        Raises ValueError where two lots wait already, or these arrays take more bytes than were planned for.
+        Raises ValueError if two batches wait already, or if the arrays take more bytes than planned.
         """
 
     def deliver(self, *addresses: int) -> None:
@@ -76,7 +76,7 @@ class Device(Protocol):
         """A contiguous array of the host, which may change as soon as this returns."""
 
     def copy_out(self, array: np.ndarray, address: int) -> None:
-        """Into an array of the host, which holds the numbers when this returns."""
+        """Copies an array to the host; the copy is complete when this returns."""
 
     def copy(self, to: int, address: int, size: int) -> None: ...
 
@@ -97,10 +97,10 @@ class Device(Protocol):
         """One number, as it is after all that was asked for so far; this returns at once."""
 
     def copies_ahead(self, size: int) -> CopiesAhead:
-        """For lots of arrays of up to `size` bytes, each array rounded up to 256. Its memory is never given back."""
+        """Returns a prefetch queue for batches of up to `size` bytes, arrays rounded up to 256. Its memory is kept."""
 
     def mark(self) -> Mark:
-        """This moment; the difference of two is the time in seconds between them."""
+        """Returns a time mark; the difference of two marks is the time between them in seconds."""
 
 
 _chosen: int | None = None
@@ -116,7 +116,7 @@ def choose(ordinal: int) -> None:
 
 
 def _ordinal() -> int:
-    """That of `choose`, or of LLMPY_CUDA_DEVICE, or 0."""
+    """Number of the GPU: that of `choose`, or of LLMPY_CUDA_DEVICE, or 0."""
     if _chosen is not None:
         return _chosen
     asked = os.environ.get(ORDINAL, "").strip() or "0"

@@ -79,7 +79,7 @@ class Gpu:
 
     @cached_property
     def ahead(self) -> Any:
-        """The stream on which lots are copied beside what is computed."""
+        """Stream that copies batches while kernels run."""
         return self._device.create_stream()
 
     def copy_in(self, address: int, array: np.ndarray) -> None:
@@ -94,7 +94,7 @@ class Gpu:
         self.copy_on(self._stream, to, address, size)
 
     def copy_on(self, stream: Any, to: int, address: int, size: int) -> None:
-        """Of the GPU's memory and the host's pinned one, in any direction."""
+        """Copies between GPU memory and pinned host memory, in any direction."""
         if size:
             self._done(self._driver.cuMemcpyAsync(to, address, size, int(stream.handle)))
 
@@ -108,7 +108,7 @@ class Gpu:
 
     def copies_ahead(self, size: int) -> Lots:
         lots = Lots(self, size)
-        self._kept.append(lots)  # a copy that is on its way must find the memory, whoever still thinks of it
+        self._kept.append(lots)  # a copy in flight needs the memory, even if nobody else holds a reference
         return lots
 
     # ---- order -----------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class Gpu:
         self._stream.record(event)
 
     def wait(self, event: Any) -> None:
-        """What is asked for next begins after the event."""
+        """Makes later work on the stream wait for the event."""
         self._stream.wait(event)
 
     def mark(self) -> Moment:
@@ -134,7 +134,7 @@ class Gpu:
         return Captured(self, function)
 
     def graph_of(self, function: Callable[[], None]) -> Any:
-        """What a call of the function asks of the GPU, which does nothing of it now."""
+        """Returns a CUDA graph of the kernels that `function` launches; nothing runs yet."""
         collecting = gc.isenabled()
         gc.collect()  # memory given back by the collector in between would become a part of the graph
         gc.disable()
@@ -188,7 +188,7 @@ class Captured:
 
 
 class Moment:
-    """When the stream came to this place."""
+    """A point in the stream's time."""
 
     def __init__(self, gpu: Gpu) -> None:
         self.event = gpu.event(timing=True)

@@ -1,4 +1,4 @@
-"""This machine's memory as a device: what Triton's interpreter reads and writes. All is done as soon as it is asked."""
+"""Host memory as a device, for Triton's interpreter. Every operation is complete when its call returns."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Host:
         ctypes.memset(address, 0, size)
 
     def synchronize(self) -> None:
-        """All is done at once here."""
+        """Does nothing: every operation is already complete."""
 
     def captured(self, function: Callable[[], None]) -> Callable[[], None]:
         return function

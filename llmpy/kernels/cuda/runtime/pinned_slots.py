@@ -1,4 +1,4 @@
-"""What both devices ask of the arrays that go ahead (`Device.copies_ahead`)."""
+"""Checks of prefetched batches (`Device.copies_ahead`), shared by the GPU and the interpreter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from llmpy.kernels.cuda.runtime.arena import aligned
 
-LOTS = 2  # that may be on their way
+LOTS = 2  # batches that may be in flight
 
 
 def check_lot(arrays: tuple[np.ndarray, ...], size: int, waiting: int) -> None:
@@ -18,7 +18,7 @@ def check_lot(arrays: tuple[np.ndarray, ...], size: int, waiting: int) -> None:
 
 
 def check_delivery(addresses: tuple[int, ...], waiting: list[int]) -> None:
-    """Raises ValueError for what `CopiesAhead.deliver` does not take; `waiting` are the lengths of the lots."""
+    """Raises ValueError for arguments that `CopiesAhead.deliver` refuses; `waiting`: lengths of queued batches."""
     if not waiting:
         raise ValueError("no lot waits to be delivered")
     if len(addresses) != waiting[0]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmpy.kernels.cuda.runtime.gpu import Gpu
 
 HALF = 8 * 2**20  # bytes of each of the two buffers that arrays of any size pass through
-SLOT, SLOTS = 8, 64  # bytes of a number on its way back, and how many are taken at a time
+SLOT, SLOTS = 8, 64  # bytes of a value in flight to the host, and how many slots are taken at a time
 
 
 class Pinned:
@@ -48,7 +48,7 @@ class Staging:
             self._gpu.record(self._copied[half])
 
     def copy_out(self, array: np.ndarray, address: int) -> None:
-        """The GPU's numbers to the host's array, one buffer on its way while the other is emptied."""
+        """Copies a GPU array to a host array through two pinned buffers: one fills while the other is emptied."""
         data = np.empty(array.nbytes, np.uint8)
         coming: deque[tuple[int, int, int]] = deque()
         for start, size in _chunks(data.size):
@@ -77,7 +77,7 @@ def _chunks(size: int) -> Iterator[tuple[int, int]]:
 
 
 class Readings:
-    """Slots for numbers on their way back, each with an event of its own; a slot is used again when it was read."""
+    """Slots for values in flight to the host, each with its own event; a slot is reused once it was read."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
@@ -94,7 +94,7 @@ class Readings:
 
 
 class Reading:
-    """A number on its way back."""
+    """A value that is being copied to the host."""
 
     def __init__(self, free: list[Any], slot: tuple[Pinned, int, Any], dtype: np.dtype) -> None:
         self._free, self._slot, self._dtype = free, slot, dtype

@@ -10,7 +10,7 @@ import numpy as np
 from llmpy.kernels.cuda.runtime.array import DeviceArray, empty
 
 _memory: dict[str, DeviceArray] = {}
-# What was outgrown is kept: a CUDA graph that was captured before goes on using it.
+# Outgrown arrays are kept: a CUDA graph that was captured earlier still uses them.
 _outgrown: list[DeviceArray] = []
 
 
