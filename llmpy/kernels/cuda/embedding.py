@@ -7,7 +7,7 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from llmpy.kernels.cuda.primitives.reduce import add_column_sums
+from llmpy.kernels.cuda.primitives.reduce import add_rows
 from llmpy.kernels.cuda.primitives.row_blocks import row_tile
 from llmpy.kernels.cuda.primitives.sort_tokens import order_of
 from llmpy.kernels.cuda.runtime.array import DeviceArray
@@ -124,4 +124,4 @@ def embedding_backward(dwte: DeviceArray, dwpe: DeviceArray | None, dx: DeviceAr
     grid, options = (chunks, cdiv(C, JOINED)), {"rows": ROWS, "columns": JOINED, "chunks": CHUNKS, "num_warps": 4}
     launch(_join_chunks, grid, dwte, parts, sorted_tokens, N, C, **options)
     if dwpe is not None:
-        add_column_sums(dwpe[:T].reshape(-1), dx.reshape(B, T * C))
+        add_rows(dwpe[:T].reshape(-1), dx.reshape(B, T * C))

@@ -6,7 +6,7 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from llmpy.kernels.cuda.primitives.reduce import add_column_sums
+from llmpy.kernels.cuda.primitives.reduce import add_rows
 from llmpy.kernels.cuda.primitives.row_blocks import row_tile
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.device import INTERPRETED
@@ -88,5 +88,5 @@ def layernorm_backward(
     programs = min(cdiv(N, block["rows"]), PROGRAMS)
     parts = scratch("norm gradients", 2, programs, C, dtype=np.float32)
     launch(_backward, (programs,), dresidual, parts, dy, x, w, mean, rstd, N, C, **block)
-    add_column_sums(dw, parts[0])
-    add_column_sums(db, parts[1])
+    add_rows(dw, parts[0])
+    add_rows(db, parts[1])

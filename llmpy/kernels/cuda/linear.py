@@ -16,7 +16,7 @@ from llmpy.kernels.cuda.gemm.problem import (
     NT,
     TN,
 )
-from llmpy.kernels.cuda.primitives.column_sums import add_column_sums
+from llmpy.kernels.cuda.primitives.reduce import add_column_sums
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 
 

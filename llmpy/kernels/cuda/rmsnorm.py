@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from llmpy.kernels.cuda.layernorm import PROGRAMS
-from llmpy.kernels.cuda.primitives.reduce import add_column_sums
+from llmpy.kernels.cuda.primitives.reduce import add_rows
 from llmpy.kernels.cuda.primitives.row_blocks import row_tile
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.launch import cdiv, launch
@@ -66,4 +66,4 @@ def rmsnorm_backward(
     programs = min(cdiv(N, block["rows"]), PROGRAMS)
     parts = scratch("norm gradients", programs, C, dtype=np.float32)
     launch(_backward, (programs,), dresidual, parts, dy, x, w, rstd, N, C, **block)
-    add_column_sums(dw, parts)
+    add_rows(dw, parts)

@@ -23,10 +23,10 @@ ANSWERS = {
     "a_lot_is_waited_for_where_it_is_delivered": list(range(8)),
     "a_lot_is_not_overwritten_before_it_is_delivered": list(range(9)),
     "a_lot_of_a_wrong_size_is_refused": [
-        "ValueError: 2 lots wait already: deliver one before the next is put",
-        "ValueError: 1 addresses for a lot of 2 arrays",
-        "ValueError: no lot waits to be delivered",
-        "ValueError: a lot of 768 bytes where 512 were planned",
+        "ValueError: 2 batches wait already: deliver one before the next is put",
+        "ValueError: 1 addresses for a batch of 2 arrays",
+        "ValueError: no batch waits to be delivered",
+        "ValueError: a batch of 768 bytes where 512 were planned",
     ],
     "a_graph_does_what_the_function_did": [[[0.0, *[float(i + n) for i in range(1, 6)]] for n in range(4)], 2, 3],
     "a_failed_capture_leaves_the_stream_usable": [

@@ -17,7 +17,7 @@ import numpy as np
 from llmpy.kernels.cuda.gelu import gelu_forward
 from llmpy.kernels.cuda.gemm.problem import BIAS_GELU, BIAS_RESIDUAL, COLUMN_SUMS, GELU_GRADIENT, NT, TN, Product
 from llmpy.kernels.cuda.gemm.triton_gemm import add_up
-from llmpy.kernels.cuda.primitives.column_sums import add_column_sums
+from llmpy.kernels.cuda.primitives.reduce import add_column_sums
 from llmpy.kernels.cuda.runtime import device
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.workspace import scratch

@@ -24,7 +24,7 @@ from llmpy.kernels.cuda.gemm.problem import (
     Product,
 )
 from llmpy.kernels.cuda.gemm.tile_sizes import Tiles
-from llmpy.kernels.cuda.primitives.column_sums import add_column_sums
+from llmpy.kernels.cuda.primitives.reduce import add_column_sums
 from llmpy.kernels.cuda.runtime import device
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.launch import cdiv, launch

@@ -13,7 +13,8 @@ import numpy as np
 from llmpy.errors import UserError
 from llmpy.kernels.cuda.runtime import compiling
 from llmpy.kernels.cuda.runtime.arena import Arena
-from llmpy.kernels.cuda.runtime.transfers import Lots, Reading, Readings, Staging
+from llmpy.kernels.cuda.runtime.transfers import PrefetchQueue, Reading, Readings, Staging
+from llmpy.kernels.cuda.runtime.triton_driver import install
 
 
 class Gpu:
@@ -42,10 +43,8 @@ class Gpu:
         self.capability = int(major), int(minor)
         self._arena = Arena(self._allocate)
         self._readings = Readings(self)
-        self._kept: list[Lots] = []
+        self._kept: list[PrefetchQueue] = []
         self._recording = False
-        from llmpy.kernels.cuda.runtime.triton_driver import install
-
         install(self, ordinal)
 
     # ---- memory ----------------------------------------------------------------------------------------------------
@@ -106,10 +105,10 @@ class Gpu:
         self._refuse_in_graph("a number is read")
         return self._readings.begin(address, dtype)
 
-    def copies_ahead(self, size: int) -> Lots:
-        lots = Lots(self, size)
-        self._kept.append(lots)  # a copy that is on its way must find the memory, whoever still thinks of it
-        return lots
+    def copies_ahead(self, size: int) -> PrefetchQueue:
+        queue = PrefetchQueue(self, size)
+        self._kept.append(queue)  # a copy that is on its way must find the memory, whoever still thinks of it
+        return queue
 
     # ---- order -----------------------------------------------------------------------------------------------------
 

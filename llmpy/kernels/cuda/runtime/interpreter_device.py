@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmpy.kernels.cuda.runtime.arena import ALIGNMENT, aligned
-from llmpy.kernels.cuda.runtime.pinned_slots import check_delivery, check_lot
+from llmpy.kernels.cuda.runtime.transfers import check_batch, check_delivery
 from llmpy.utils import memory
 
 
@@ -57,8 +57,8 @@ class Host:
         self.copy_out(number, address)
         return Read(float(number[0]))
 
-    def copies_ahead(self, size: int) -> Lots:
-        return Lots(size)
+    def copies_ahead(self, size: int) -> PrefetchQueue:
+        return PrefetchQueue(size)
 
     def mark(self) -> float:
         return time.perf_counter()
@@ -76,7 +76,7 @@ class Read:
         return self._value
 
 
-class Lots:
+class PrefetchQueue:
     """Arrays kept until they are delivered."""
 
     def __init__(self, size: int) -> None:
@@ -84,10 +84,10 @@ class Lots:
         self._waiting: deque[list[np.ndarray]] = deque()
 
     def put(self, *arrays: np.ndarray) -> None:
-        check_lot(arrays, self._size, len(self._waiting))
+        check_batch(arrays, self._size, len(self._waiting))
         self._waiting.append([np.array(array, order="C") for array in arrays])
 
     def deliver(self, *addresses: int) -> None:
-        check_delivery(addresses, [len(lot) for lot in self._waiting])
+        check_delivery(addresses, [len(batch) for batch in self._waiting])
         for address, array in zip(addresses, self._waiting.popleft(), strict=True):
             ctypes.memmove(address, array.ctypes.data, array.nbytes)
