@@ -1,1 +1,1 @@
-"""What the GPU's kernels are worth on the card of this machine: right, how near its ceilings, and beside PyTorch."""
+"""Benchmarks of the GPU kernels on this machine: correctness, share of the GPU's peak, and comparison with PyTorch."""

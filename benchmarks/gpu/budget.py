@@ -25,6 +25,6 @@ class Budget:
         return max(0.0, self._end - self._now()) * self._left.pop(name) / whole
 
     def divided(self) -> dict[str, float]:
-        """What each part that has not begun would have if all before it took all of theirs."""
+        """The seconds of each part that has not begun, if every earlier part uses all of its time."""
         whole, left = sum(self._left.values()), max(0.0, self._end - self._now())
         return {name: left * share / whole for name, share in self._left.items()}

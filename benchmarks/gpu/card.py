@@ -45,7 +45,7 @@ def describe() -> dict[str, Any]:
 
 
 def _told_by_smi() -> dict[str, str]:
-    """What only nvidia-smi says, where it is installed: the driver's release, the limit of power."""
+    """Facts that only nvidia-smi reports, if it is installed: driver release and power limit."""
     if shutil.which("nvidia-smi") is None:
         return {}
     command = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
@@ -58,8 +58,8 @@ def _told_by_smi() -> dict[str, str]:
 
 
 def ceilings(copied: int, square: int, flush: int) -> Iterator[dict[str, float]]:
-    """For a process of its own: bytes a second of a copy of `copied` bytes, each counted where it is read and where it
-    is written; FLOP/s of the product of matrices of `square` rows and columns, by the fastest way there is."""
+    """Runs in a child process. Measures bytes/s of a copy of `copied` bytes (reads plus writes), and FLOP/s of a matmul
+    of `square` rows and columns with the fastest GEMM."""
     import ml_dtypes
     import numpy as np
 

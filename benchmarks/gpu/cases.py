@@ -72,7 +72,7 @@ def f32(*shape: int, role: str = "in", scale: float = 1.0, positive: bool = Fals
 
 
 def weight(OC: int, C: int) -> Operand:
-    """Of such a size that the product with normal numbers is of theirs."""
+    """A weight whose scale keeps the matmul with standard normal inputs at standard deviation 1."""
     return Operand((OC, C), "weight", scale=C**-0.5)
 
 

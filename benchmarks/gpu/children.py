@@ -34,7 +34,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """What a task said until it was done, or until its time was up; then `problem` says so."""
+    """The rows of a task until its end or its timeout; `problem` describes a failure."""
 
     name: str
     rows: list[dict[str, Any]] = field(default_factory=list)

@@ -20,10 +20,10 @@ PRECISION = "bfloat16"
 
 
 def times(sizes: dict[str, Any], flush: int) -> Iterator[dict[str, Any]]:
-    """For a process of its own: a row for each case, and of products for each way to them: seconds, flops, bytes.
+    """Runs in a child process. Yields a row for each case (for each GEMM if it is a matmul): seconds, flops, bytes.
 
-    cuBLASLt goes by the algorithm that was fastest when tried; our GEMM by the tiles that are guessed, since compiling
-    all that could be tried takes minutes.
+    cuBLASLt uses the algorithm that was fastest when tried. Our GEMM uses guessed tiles, since compiling all candidates
+    takes minutes.
     """
     watch, libraries = Stopwatch(flush), _libraries()
     for case in timed(sizes):
@@ -36,7 +36,7 @@ def times(sizes: dict[str, Any], flush: int) -> Iterator[dict[str, Any]]:
 
 
 def _libraries() -> list[str]:
-    """What multiplies here."""
+    """The GEMMs that this machine has."""
     try:
         cuda.set_gemm("cublas")
     except UserError:
@@ -82,7 +82,7 @@ def _attended(arguments: dict[str, Any]) -> None:
 
 
 def _work(case: Case, arguments: dict[str, Any]) -> Work:
-    """What it has to do, with the defaults of the arguments that the contract has and the case does not give."""
+    """The flops and bytes of a case; arguments that the case does not give have the defaults of the contract."""
     if case.label.endswith(STORED):
         w = arguments["w"]
         read = w.data.nbytes + (0 if w.scales is None else w.scales.nbytes)

@@ -1,4 +1,4 @@
-"""What is measured: the sizes of everything, and how the time is divided."""
+"""The plan of a benchmark: sizes of everything, and the division of the time."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Stopwatch:
         self._device, self._flush, self._seconds = device.current(), empty(flush, dtype="uint8"), seconds
 
     def seconds(self, function: Callable[[], object]) -> float:
-        """Of one run, as a graph of the device, which is how a training step runs it: it must always ask the same."""
+        """Seconds of one run as a CUDA graph, as in a training step: the function must always do the same work."""
 
         def once() -> None:
             function()

@@ -1,8 +1,8 @@
-"""The language-model head and cross-entropy together, a few rows at a time: the [N, V] logits never exist at once.
+"""The language-model head and cross-entropy together, one chunk of rows at a time: [N, V] logits never exist at once.
 
-A GPU wants more rows at a time than a CPU, and rows that begin where its widest loads can: plan the scratch as
-[LOGITS_ROWS, padded_width(V)] and hand over its columns [:, :V]; what is right of them is scratch, too. It may be of
-bfloat16 where the activations are: half of the memory, and of the time that reading it takes.
+A GPU needs more rows at a time than a CPU, and rows that are aligned for its widest loads: plan the scratch as
+[LOGITS_ROWS, padded_width(V)] and pass its columns [:, :V]; the columns to the right of V are scratch, too. The scratch
+may be bfloat16 if the activations are: half of the memory, and half of the time to read the logits.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOWEST = tl.constexpr(float("-inf"))
 
 
 def padded_width(V: int) -> int:
-    """Columns of the scratch for V logits: each row begins at a multiple of 128 bytes, of any type of numbers."""
+    """Columns of the scratch for V logits: each row begins at a multiple of 128 bytes, for any dtype."""
     return -(-V // 64) * 64
 
 
@@ -79,7 +79,10 @@ def classifier_backward(
     losses: DeviceArray, dx: DeviceArray, dw: DeviceArray, x: DeviceArray, w, targets: DeviceArray, scale: float,
     logits: DeviceArray, accumulate: bool = True,
 ) -> None:  # fmt: skip
-    """As forward, and the gradients of scale * losses.sum(): dx [N, C] is written, dw [V, C] added to (or written)."""
+    """Computes the losses, and the gradients of scale * losses.sum(): overwrites dx [N, C], accumulates dw [V, C].
+
+    With accumulate=False, dw is overwritten.
+    """
     for rows in _chunks(len(x), len(logits)):
         chunk = _whole_rows(logits)[: rows.stop - rows.start]
         gradients = _seen_as(chunk, x.dtype)
@@ -94,13 +97,13 @@ def _chunks(rows: int, size: int) -> list[slice]:
 
 
 def _whole_rows(logits: DeviceArray) -> DeviceArray:
-    """With what is right of the columns, as far as the next row."""
+    """The logits with their padding columns."""
     rows = logits.shape[0]
     return DeviceArray(logits.address, (rows, row_stride(logits)), logits.dtype, logits.owner)
 
 
 def _seen_as(chunk: DeviceArray, dtype) -> DeviceArray:
-    """As numbers of a type that is no wider, each row where it was."""
+    """The memory of a chunk as a dtype that is not wider; each row begins where it began."""
     if dtype.itemsize > chunk.dtype.itemsize:
         raise ValueError(f"logits of {chunk.dtype} have no room for gradients of {dtype}")
     step = chunk.strides[0] * chunk.dtype.itemsize // dtype.itemsize
@@ -108,7 +111,7 @@ def _seen_as(chunk: DeviceArray, dtype) -> DeviceArray:
 
 
 def _cross_entropy(losses, chunk, gradients, targets, V, scale, backward):
-    """Of the logits in the first V columns; of as many columns as there are, all are written with `backward`."""
+    """Launches cross_entropy over the first V columns; with `backward`, all columns are overwritten."""
     launch(
         cross_entropy, (len(chunk),), losses, chunk, gradients, targets, V, chunk.shape[1], chunk.strides[0],
         gradients.strides[0], scale, backward=backward, **configuration(V),

@@ -1,5 +1,5 @@
 """Token and position embedding, and its gradient: the rows of a token are summed in their order, after a sort that
-tells where they are (embedding_order.py)."""
+tells where they are (primitives/sort_tokens.py)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def _forward(
 def _sum_chunk(dwte, parts, dx, order, sorted_tokens, N, C, rows: tl.constexpr, columns: tl.constexpr):
     """Program i adds up `rows` rows of dx in the order of their tokens, from i * rows on.
 
-    A token all of whose rows are among them is done. The sum of one that had rows before goes to parts[i, 0], of one
-    that begins here and goes on after to parts[i, 1].
+    If all rows of a token are in the chunk, its sum is final. The sum of a token that began in an earlier chunk goes to
+    parts[i, 0], the sum of a token that continues in the next chunk to parts[i, 1].
     """
     chunk = tl.program_id(0)
     column = tl.program_id(1) * columns + tl.arange(0, columns)
@@ -76,7 +76,7 @@ def _sum_chunk(dwte, parts, dx, order, sorted_tokens, N, C, rows: tl.constexpr, 
 def _join_chunks(
     dwte, parts, sorted_tokens, N, C, rows: tl.constexpr, chunks: tl.constexpr, columns: tl.constexpr
 ):  # fmt: skip
-    """Program i: if the last token of chunk i begins there and goes on after it, its sum over all chunks."""
+    """Program i: if the last token of chunk i begins there and continues, computes its sum over all chunks."""
     chunk = tl.program_id(0)
     first, next_first = chunk * rows, (chunk + 1) * rows
     before = tl.load(sorted_tokens + first - 1, mask=first > 0, other=-1)
@@ -110,9 +110,9 @@ def embedding_forward(
 
 
 def embedding_backward(dwte: DeviceArray, dwpe: DeviceArray | None, dx: DeviceArray, tokens: DeviceArray) -> None:
-    """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C], or None, are added to, in the order of the rows.
+    """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C], or None, are accumulated in the order of the rows.
 
-    Nothing waits for the device, which alone has to know the tokens.
+    The host does not wait for the device: only the device reads the tokens.
     """
     B, T, C = dx.shape
     N, chunks = B * T, cdiv(B * T, ROWS)

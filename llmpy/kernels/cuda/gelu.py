@@ -16,7 +16,7 @@ BLOCK = 2**16 if INTERPRETED else 2048
 
 @triton.jit
 def tanh(x):
-    """Of float32, in a form that cannot overflow."""
+    """tanh of float32 x, in a form that cannot overflow."""
     e = tl.exp(-2.0 * tl.abs(x))
     t = (1.0 - e) / (1.0 + e)
     return tl.where(x < 0, -t, t)
@@ -24,13 +24,13 @@ def tanh(x):
 
 @triton.jit
 def gelu(x):
-    """Of float32 x."""
+    """GELU of float32 x."""
     return 0.5 * x * (1.0 + tanh(SCALE * (x + CUBIC * x * x * x)))
 
 
 @triton.jit
 def gelu_gradient(x):
-    """Its derivative at float32 x."""
+    """The derivative of GELU at float32 x."""
     t = tanh(SCALE * (x + CUBIC * x * x * x))
     return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * SCALE * (1.0 + 3.0 * CUBIC * x * x)
 

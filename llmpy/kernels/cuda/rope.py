@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021), in place on queries and keys where they lie in the buffer of qkv."""
+"""Rotary positions (Su et al. 2021), in place on queries and keys in the qkv buffer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def rope_forward(
     interleaved: bool = True,
     positions: DeviceArray | None = None,
 ) -> None:
-    """x [B, T, heads, hs], turned in place; cos, sin [maxT, hs/2] of every position's angles.
+    """x [B, T, heads, hs], rotated in place; cos, sin [maxT, hs/2] of the angles of every position.
 
     positions int32 [B] is where x[:, 0] lies in each sequence; None: at 0.
     """
@@ -60,7 +60,7 @@ def rope_backward(
     interleaved: bool = True,
     positions: DeviceArray | None = None,
 ) -> None:
-    """dy, in the same memory, -> dx: turned back, for a rotation's transpose is its inverse."""
+    """Rotates dy to dx in place by the negative angles: the transpose of a rotation is its inverse."""
     _launch(dx, cos, sin, interleaved, positions, -1.0)
 
 

@@ -1,7 +1,7 @@
-"""The backward pass of attention: the softmax is made again from its rows' log-sum-exp (Dao 2023, FlashAttention-2).
+"""The backward pass of attention: recomputes the softmax from the log-sum-exp of each row (Dao 2023, FlashAttention-2).
 
-Two kernels, each the only writer of what it writes, so that results repeat: one goes through the keys for a block of
-queries (dq), the other through the queries for a block of keys (dk, dv), all the query heads of a group in turn.
+Two kernels without shared outputs, so that results repeat bit by bit: one loops over the keys for a block of queries
+(dq), the other over the queries for a block of keys (dk, dv), through all query heads of a group.
 """
 
 from __future__ import annotations
@@ -104,11 +104,11 @@ def _keys_gradient(
     size: tl.constexpr, width: tl.constexpr, wide: tl.constexpr, pairs: tl.constexpr,
     queries: tl.constexpr, keys: tl.constexpr,
 ):  # fmt: skip
-    """dk / scale and dv so far, with the block of queries from `first`; what is turned over is [keys, queries]."""
+    """dk / scale and dv so far, with the block of queries from `first`; transposed tiles are [keys, queries]."""
     left = T - first
     row = tl.arange(0, queries)
     q1, q2 = tiles(q, first, q_row, left, cos, sin, first, size, queries, width, pairs, True)
-    # Of rows past the end all is zero but the share, which is then of no account.
+    # Rows past the end are zero except for the softmax, which is then multiplied by zero.
     log = tl.load(logs + first + row)
     product = scores(k1, k2, q1, q2, pairs)
     product = tl.where(first + row[None, :] >= start + tl.arange(0, keys)[:, None], product, -float("inf"))
@@ -190,7 +190,7 @@ def attention_backward(
 ) -> None:
     """dy [B, T, NH, hs] -> dq [B, T, NH, hs], dk and dv [B, T, NKV, hs]; they may be q, k and v themselves.
 
-    rope is that of the forward pass: the gradients are of q and k as they are in memory, before they are turned.
+    With the rope of the forward pass, dq and dk are the gradients of q and k in memory, before the rotation.
     """
     B, T, NH, hs = q.shape
     NKV = k.shape[2]

@@ -1,7 +1,7 @@
-"""Causal self-attention with grouped queries, a block of queries a program (Dao 2023, FlashAttention-2).
+"""Causal self-attention with grouped queries; each program computes a block of queries (Dao 2023, FlashAttention-2).
 
-The softmax is made as the keys go by: the largest score so far and the sum of exponentials are kept for every row, and
-what was added up before is scaled when a larger score comes. Scores count in powers of 2.
+The softmax runs online over the keys: each row keeps the largest score and the sum of exponentials so far, and rescales
+its sums when a larger score appears. Scores are exponents of 2.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def chosen(part: str, q: DeviceArray, rope: Rope | None) -> dict[str, int]:
 
 
 def strides(x: DeviceArray) -> tuple[int, int, int]:
-    """Numbers from one sequence, token and head to the next, of x [B, T, heads, hs]."""
+    """The strides, in elements, of sequences, tokens and heads of x [B, T, heads, hs]."""
     return x.strides[0], x.strides[1], x.strides[2]
 
 
@@ -101,8 +101,8 @@ def attention_forward(
 ) -> None:
     """q [B, Tq, NH, hs], k and v [B, T, NKV, hs] -> y [B, Tq, NH, hs], and lse [B, NH, Tq] for the backward pass.
 
-    The queries are those of the last Tq of T tokens. rope = (cos, sin, interleaved) as rope_forward has them: q and k
-    are turned as they are read, and stay as they are in memory.
+    The queries are those of the last Tq of T tokens. rope = (cos, sin, interleaved) as for rope_forward: the
+    kernel rotates q and k as it reads them, and leaves them unrotated in memory.
     """
     (B, Tq, NH, hs), (_, T, NKV, _) = q.shape, k.shape
     cos, sin = (q, q) if rope is None else rope[:2]

@@ -1,9 +1,9 @@
-"""What the kernels of attention share: tiles of a head's rows, read and written, turned by their positions on the way.
+"""Tiles of a head's rows for the attention kernels: loading, storing, and rotating by the positions (RoPE).
 
-A tile is a pair (first, second) of [rows, width]. Without rotary positions (`pairs` is "none") the width is the head's
-and the second tile is the first. With them each holds one channel of every pair, half a head: a product of a query
-and a key is the sum of the products of both, whatever order the channels lie in, and nothing is put back in order but
-what is stored.
+A tile is a pair (first, second) of [rows, width]. Without rotary positions (`pairs` is "none"), width is the head size
+and the second tile is the first. With rotary positions, each tile holds one channel of every pair, half a head. The dot
+product of a query and a key is then the sum over both tiles, in any order of the channels; only stored tiles are put
+back in order.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def store_gradient(
     x, one, other, first, stride, left, cos, sin, position,
     size: tl.constexpr, rows: tl.constexpr, width: tl.constexpr, pairs: tl.constexpr,
 ):  # fmt: skip
-    """The gradients of `tiles`, float32, turned back and stored in the place of what those were read from."""
+    """Rotates the float32 gradients of `tiles` by the negative angles and stores them."""
     if pairs == "none":
         store_rows(x, one, first, stride, left, size, rows, width)
     else:
@@ -102,9 +102,9 @@ def scores(q1, q2, k1, k2, pairs: tl.constexpr):
 
 @triton.jit
 def whole_blocks(position, keys: tl.constexpr, pairs: tl.constexpr):
-    """How many keys, in blocks, every query from `position` on may see, so that they need no mask.
+    """The number of keys, in whole blocks, that every query from `position` on attends to, so that no mask is needed.
 
-    With rotary positions all blocks are masked: turning them takes the registers of a second loop.
+    With rotary positions all blocks are masked: the rotation takes the registers of a second loop.
     """
     if pairs == "none":
         return (position + 1) // keys * keys
@@ -113,7 +113,7 @@ def whole_blocks(position, keys: tl.constexpr, pairs: tl.constexpr):
 
 
 def shape(head_size: int, rope: tuple[DeviceArray, DeviceArray, bool] | None) -> dict[str, Any]:
-    """The constants of the kernels that say how a head is read; a product is at least 16 deep."""
+    """Constants of the kernels for reading a head; tl.dot needs a depth of at least 16."""
     if rope is None:
         pairs, half = "none", head_size
     else:

@@ -1,13 +1,14 @@
-"""Products of the few rows that are decoded at a time, with the norm before them and what follows them.
+"""Matmuls of a decoding step (a small batch of sequences), fused with the norm before them and the operation after.
 
-A program makes some outputs of 16 sequences, over the whole depth: the weights are read once, in wide pipelined loads,
-and go through the tensor cores however few sequences there are. So a sequence has the same bits whoever is beside it.
+A program computes some outputs of 16 sequences over the whole depth: wide pipelined loads read the weights once, and
+the tensor cores multiply, however small the batch is. So the bits of a sequence do not depend on the other sequences.
 
-x is float32, and stays as good as that where weights have fewer bits: x is the sum of two bfloat16, and is multiplied
-by exact bfloat16 or 8 bit numbers, whose scales come after; by float32 in three products of tf32 (NVIDIA's 3xTF32).
+x is float32 and keeps that precision beside weights with fewer bits. x is split into the sum of two bfloat16 and
+multiplied by exact bfloat16 or 8-bit elements, whose scales are applied afterwards. float32 weights take three tf32
+matmuls (NVIDIA's 3xTF32).
 
-A norm needs the mean and the square of whole rows, which no program has. Those that make the residual stream leave
-those of their own columns (`parts`), which the next product puts together as Chan, Golub, LeVeque (1979) do.
+A norm needs the mean and the sum of squares of whole rows, which no program has. The programs that write the residual
+stream also write the sums of their own columns (`parts`); the next matmul combines them (Chan, Golub, LeVeque 1979).
 """
 
 from __future__ import annotations
@@ -51,8 +52,10 @@ class Norm:
 def configuration(
     outputs: int, narrow: bool, quantized: bool = False, interpreted: bool = INTERPRETED
 ) -> dict[str, int]:
-    """Blocks and warps of a product: few outputs need small blocks, so that all of the GPU has some. The depth of an
-    8 bit matrix is taken a block of numbers with one scale at a time. `narrow`: of bfloat16."""
+    """Block sizes and warps of a matmul: few outputs need small blocks, so that the whole GPU has work.
+
+    The kernel reads an 8-bit matrix one quantized block deep at a time. `narrow`: bfloat16 weights.
+    """
     if interpreted:
         return {"bs": SEQUENCES, "bn": 64, "bk": 32 if quantized else 512}
     bn, warps = (8, 1) if outputs <= 1024 else (16, 2) if outputs <= 8192 else (32, 4)
@@ -66,7 +69,7 @@ def part_of(channels: int, interpreted: bool = INTERPRETED) -> int:
 
 
 def parts_shape(sequences: int, channels: int) -> tuple[int, int, int]:
-    """Of the parts of the residual stream [S, C]: sums of S rows, then squares, with room for a power of 2 of each."""
+    """The shape of the parts of the residual stream [S, C]: sums and squares of S rows, padded to a power of 2."""
     return sequences, 2, power_of_2(cdiv(channels, part_of(channels)))
 
 
@@ -99,7 +102,7 @@ def add_linear(
 
 
 def gated(y: DeviceArray, x: DeviceArray, w: DeviceMatrix, norm: Norm) -> None:
-    """y [S, H] = silu(gate) * up; gate and up are the products with the halves of w [2 H, C]."""
+    """y [S, H] = silu(gate) * up; gate and up are the matmuls with the halves of w [2 H, C]."""
     (S, C), H = x.shape, w.shape[0] // 2
     options = _pairs(_options(w, 2 * H))
     grid = cdiv(2 * H, options["bn"]), cdiv(S, SEQUENCES)
@@ -121,7 +124,7 @@ def heads(
 ) -> None:
     """q [S, NH * hs], and the keys and values [slots, T, NKV, hs] at slots and positions int32 [S], of x [S, C].
 
-    w is the stack of all three. q and k are turned to their positions where there are `angles`, cos and sin [T, hs/2].
+    w stacks the weights of q, k and v. With `angles`, cos and sin [T, hs/2], q and k are rotated to their positions.
     """
     (S, C), OC, (_, _, NKV, hs) = x.shape, w.shape[0], keys.shape
     assert keys.strides == values.strides
@@ -168,7 +171,7 @@ def _options(w: DeviceMatrix, outputs: int) -> dict[str, int]:
 
 
 def _pairs(options: dict[str, int]) -> dict[str, int]:
-    """For outputs that are made two by two, which takes more registers at the end."""
+    """Block sizes for outputs that are computed in pairs, which takes more registers at the end."""
     return options | {"bn": max(options["bn"], 16), "num_warps": 4}
 
 

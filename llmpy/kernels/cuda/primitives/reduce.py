@@ -26,7 +26,7 @@ def sum_parts(x: DeviceArray, squares: bool = False) -> DeviceArray:
 
 
 def mean(y: DeviceArray, x: DeviceArray) -> None:
-    """y, one number on the device = the mean of x, any shape; summed in float64. Waits for nothing."""
+    """y [1] = the mean of x, any shape, summed in float64. Does not wait for the device."""
     parts = sum_parts(x)
     launch(_finish_mean, (1,), y, parts, len(parts), x.size, block=PROGRAMS)
 

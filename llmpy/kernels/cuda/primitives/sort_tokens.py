@@ -1,8 +1,8 @@
-"""Where the rows of each token are: tokens sorted on the device, equal ones in the order of their rows.
+"""A stable sort of tokens on the device: the rows of each token, in the order of the rows.
 
-Without atomics, so that the order is always the same, and without a look at the tokens by the host, so that a CUDA
-graph can hold it. Runs are sorted each for itself; then a token's place is its place in its run, and how many of every
-other run come before it. That is cheap until there are a million rows.
+The sort uses no atomics, so the order is always the same, and the host never reads the tokens, so a CUDA graph can hold
+the sort. Runs are sorted separately. The place of a token is then its place in its run, plus the number of tokens of
+every other run that come before it. This is cheap up to a million rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""This machine's memory as a device: what Triton's interpreter reads and writes. All is done as soon as it is asked."""
+"""The memory of the host as a device for Triton's interpreter. All work is done at once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Host:
         ctypes.memset(address, 0, size)
 
     def synchronize(self) -> None:
-        """All is done at once here."""
+        """Does nothing: all work is done at once."""
 
     def captured(self, function: Callable[[], None]) -> Callable[[], None]:
         return function
@@ -65,7 +65,7 @@ class Host:
 
 
 class Read:
-    """A number that has arrived."""
+    """A value that is available already."""
 
     arrived = True
 
@@ -77,7 +77,7 @@ class Read:
 
 
 class PrefetchQueue:
-    """Arrays kept until they are delivered."""
+    """A prefetch queue that keeps copies of arrays until they are delivered."""
 
     def __init__(self, size: int) -> None:
         self._size = aligned(size)

@@ -45,7 +45,7 @@ class Pointer:
         return Pointer(self.array)
 
     def set_(self, storage: Pointer, offset: int, size: Any, stride: Any) -> None:
-        """It is there already: the storage is that of the first argument at this address, perhaps of another type."""
+        """Does nothing: the host has the storage already, perhaps under another dtype."""
 
     def storage_offset(self) -> int:
         return 0
@@ -114,7 +114,7 @@ def _tensor_with_index(tensor: Any, scope: Any) -> None:
 
 class _Kept:
     def restore(self) -> None:
-        """What was replaced stays so: replacing it around every launch takes longer than many a launch."""
+        """Keeps the replacements: replacing them around every launch takes longer than most launches."""
 
 
 _patched: set[int] = set()
