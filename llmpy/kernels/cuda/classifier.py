@@ -26,6 +26,31 @@ def padded_width(V: int) -> int:
     return -(-V // 64) * 64
 
 
+def classifier_forward(losses: DeviceArray, x: DeviceArray, w, targets: DeviceArray, logits: DeviceArray) -> None:
+    """x [N, C], w [V, C], targets int32 [N] (-1: none) -> losses [N]; logits [R, V] is scratch."""
+    for rows in _chunks(len(x), len(logits)):
+        chunk = _whole_rows(logits)[: rows.stop - rows.start]
+        multiply(chunk, x[rows], operand(w), NT)
+        _cross_entropy(losses[rows], chunk, chunk, targets[rows], w.shape[0], 0.0, False)
+
+
+def classifier_backward(
+    losses: DeviceArray, dx: DeviceArray, dw: DeviceArray, x: DeviceArray, w, targets: DeviceArray, scale: float,
+    logits: DeviceArray, accumulate: bool = True,
+) -> None:  # fmt: skip
+    """Computes the losses, and the gradients of scale * losses.sum(): overwrites dx [N, C], accumulates dw [V, C].
+
+    With accumulate=False, dw is overwritten.
+    """
+    for rows in _chunks(len(x), len(logits)):
+        chunk = _whole_rows(logits)[: rows.stop - rows.start]
+        gradients = _seen_as(chunk, x.dtype)
+        multiply(chunk, x[rows], operand(w), NT)
+        _cross_entropy(losses[rows], chunk, gradients, targets[rows], w.shape[0], scale, True)
+        multiply(dw, gradients, x[rows], TN, accumulate or rows.start > 0)
+        multiply(dx[rows], gradients, operand(w), NN)
+
+
 def configuration(V: int) -> dict[str, int]:
     """Columns that a program has at once of its row, and warps."""
     if INTERPRETED:
@@ -65,31 +90,6 @@ def cross_entropy(losses, logits, gradients, targets, V, width, stride, gradient
             gradient = tl.where((at == target) & counts, gradient - scale, gradient)
             tl.debug_barrier()  # all of the block is read before any of it is written over
             tl.store(gradients + at, gradient.to(gradients.dtype.element_ty), mask=at < width)
-
-
-def classifier_forward(losses: DeviceArray, x: DeviceArray, w, targets: DeviceArray, logits: DeviceArray) -> None:
-    """x [N, C], w [V, C], targets int32 [N] (-1: none) -> losses [N]; logits [R, V] is scratch."""
-    for rows in _chunks(len(x), len(logits)):
-        chunk = _whole_rows(logits)[: rows.stop - rows.start]
-        multiply(chunk, x[rows], operand(w), NT)
-        _cross_entropy(losses[rows], chunk, chunk, targets[rows], w.shape[0], 0.0, False)
-
-
-def classifier_backward(
-    losses: DeviceArray, dx: DeviceArray, dw: DeviceArray, x: DeviceArray, w, targets: DeviceArray, scale: float,
-    logits: DeviceArray, accumulate: bool = True,
-) -> None:  # fmt: skip
-    """Computes the losses, and the gradients of scale * losses.sum(): overwrites dx [N, C], accumulates dw [V, C].
-
-    With accumulate=False, dw is overwritten.
-    """
-    for rows in _chunks(len(x), len(logits)):
-        chunk = _whole_rows(logits)[: rows.stop - rows.start]
-        gradients = _seen_as(chunk, x.dtype)
-        multiply(chunk, x[rows], operand(w), NT)
-        _cross_entropy(losses[rows], chunk, gradients, targets[rows], w.shape[0], scale, True)
-        multiply(dw, gradients, x[rows], TN, accumulate or rows.start > 0)
-        multiply(dx[rows], gradients, operand(w), NN)
 
 
 def _chunks(rows: int, size: int) -> list[slice]:

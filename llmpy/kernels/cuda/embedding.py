@@ -21,6 +21,36 @@ ROWS = 32  # that a program of the backward pass sums, one after the other
 CHUNKS = 8  # at a time, of those that belong to one token
 
 
+def embedding_forward(
+    x: DeviceArray, tokens: DeviceArray, wte: DeviceArray, wpe: DeviceArray | None = None, start: int = 0
+) -> None:
+    """tokens int32 [B, T], wte [V, C], wpe [maxT, C] -> x [B, T, C]; `start` is the position of the first token."""
+    B, T, C = x.shape
+    block = row_tile(min(C, COLUMNS))
+    grid = cdiv(B * T, block["rows"]), cdiv(C, block["columns"])
+    positions = wpe is not None
+    arguments = x, tokens, wte, wpe if positions else wte, B * T, T, C, tokens.strides[0], start
+    launch(_forward, grid, *arguments, positions=positions, **block)
+
+
+def embedding_backward(dwte: DeviceArray, dwpe: DeviceArray | None, dx: DeviceArray, tokens: DeviceArray) -> None:
+    """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C], or None, are accumulated in the order of the rows.
+
+    The host does not wait for the device: only the device reads the tokens.
+    """
+    B, T, C = dx.shape
+    N, chunks = B * T, cdiv(B * T, ROWS)
+    order, sorted_tokens = order_of(tokens)
+    parts = scratch("embedding parts", chunks, 2, C, dtype=np.float32)
+    columns = min(power_of_2(C), COLUMNS)
+    grid, options = (chunks, cdiv(C, columns)), {"rows": ROWS, "columns": columns, "num_warps": 4}
+    launch(_sum_chunk, grid, dwte, parts, dx, order, sorted_tokens, N, C, **options)
+    grid, options = (chunks, cdiv(C, JOINED)), {"rows": ROWS, "columns": JOINED, "chunks": CHUNKS, "num_warps": 4}
+    launch(_join_chunks, grid, dwte, parts, sorted_tokens, N, C, **options)
+    if dwpe is not None:
+        add_rows(dwpe[:T].reshape(-1), dx.reshape(B, T * C))
+
+
 @triton.jit(do_not_specialize=["start"])
 def _forward(
     x, tokens, wte, wpe, N, T, C, token_stride, start,
@@ -95,33 +125,3 @@ def _join_chunks(
             same = tl.load(sorted_tokens + ahead * rows, mask=ahead * rows < N, other=-1) == token
         place = dwte + token.to(tl.int64) * C + column
         tl.store(place, tl.load(place, mask=inside, other=0.0) + total, mask=inside)
-
-
-def embedding_forward(
-    x: DeviceArray, tokens: DeviceArray, wte: DeviceArray, wpe: DeviceArray | None = None, start: int = 0
-) -> None:
-    """tokens int32 [B, T], wte [V, C], wpe [maxT, C] -> x [B, T, C]; `start` is the position of the first token."""
-    B, T, C = x.shape
-    block = row_tile(min(C, COLUMNS))
-    grid = cdiv(B * T, block["rows"]), cdiv(C, block["columns"])
-    positions = wpe is not None
-    arguments = x, tokens, wte, wpe if positions else wte, B * T, T, C, tokens.strides[0], start
-    launch(_forward, grid, *arguments, positions=positions, **block)
-
-
-def embedding_backward(dwte: DeviceArray, dwpe: DeviceArray | None, dx: DeviceArray, tokens: DeviceArray) -> None:
-    """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C], or None, are accumulated in the order of the rows.
-
-    The host does not wait for the device: only the device reads the tokens.
-    """
-    B, T, C = dx.shape
-    N, chunks = B * T, cdiv(B * T, ROWS)
-    order, sorted_tokens = order_of(tokens)
-    parts = scratch("embedding parts", chunks, 2, C, dtype=np.float32)
-    columns = min(power_of_2(C), COLUMNS)
-    grid, options = (chunks, cdiv(C, columns)), {"rows": ROWS, "columns": columns, "num_warps": 4}
-    launch(_sum_chunk, grid, dwte, parts, dx, order, sorted_tokens, N, C, **options)
-    grid, options = (chunks, cdiv(C, JOINED)), {"rows": ROWS, "columns": JOINED, "chunks": CHUNKS, "num_warps": 4}
-    launch(_join_chunks, grid, dwte, parts, sorted_tokens, N, C, **options)
-    if dwpe is not None:
-        add_rows(dwpe[:T].reshape(-1), dx.reshape(B, T * C))

@@ -14,6 +14,16 @@ CUBIC = tl.constexpr(0.044715)
 BLOCK = 2**16 if INTERPRETED else 2048
 
 
+def gelu_forward(y: DeviceArray, x: DeviceArray) -> None:
+    """x -> y, any shape; y may be x."""
+    launch(_forward, (cdiv(x.size, BLOCK),), y, x, x.size, block=BLOCK)
+
+
+def gelu_backward(dx: DeviceArray, dy: DeviceArray, x: DeviceArray) -> None:
+    """dy -> dx = dy * GELU'(x), any shape; dx may be dy."""
+    launch(_backward, (cdiv(x.size, BLOCK),), dx, dy, x, x.size, block=BLOCK)
+
+
 @triton.jit
 def tanh(x):
     """tanh of float32 x, in a form that cannot overflow."""
@@ -50,13 +60,3 @@ def _backward(dx, dy, x, n, block: tl.constexpr):
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     gradient = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32) * gelu_gradient(value)
     tl.store(dx + at, gradient.to(dx.dtype.element_ty), mask=inside)
-
-
-def gelu_forward(y: DeviceArray, x: DeviceArray) -> None:
-    """x -> y, any shape; y may be x."""
-    launch(_forward, (cdiv(x.size, BLOCK),), y, x, x.size, block=BLOCK)
-
-
-def gelu_backward(dx: DeviceArray, dy: DeviceArray, x: DeviceArray) -> None:
-    """dy -> dx = dy * GELU'(x), any shape; dx may be dy."""
-    launch(_backward, (cdiv(x.size, BLOCK),), dx, dy, x, x.size, block=BLOCK)

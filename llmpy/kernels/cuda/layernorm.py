@@ -17,6 +17,36 @@ EPS = tl.constexpr(1e-5)
 PROGRAMS = 4 if INTERPRETED else 528  # of the backward pass; 4 for each multiprocessor of an H200
 
 
+def layernorm_forward(
+    y: DeviceArray, mean: DeviceArray, rstd: DeviceArray, x: DeviceArray, w: DeviceArray, b: DeviceArray
+) -> None:
+    """x [N, C], w [C], b [C] -> y [N, C]; mean [N] and rstd [N] are kept for the backward pass."""
+    N, C = x.shape
+    block = row_tile(C)
+    launch(_forward, (cdiv(N, block["rows"]),), y, mean, rstd, x, w, b, N, C, **block)
+
+
+def layernorm_backward(
+    dresidual: DeviceArray,
+    dw: DeviceArray,
+    db: DeviceArray,
+    dy: DeviceArray,
+    x: DeviceArray,
+    w: DeviceArray,
+    mean: DeviceArray,
+    rstd: DeviceArray,
+) -> None:
+    """dy [N, C]; dresidual [N, C], dw [C] and db [C] are added to: x is the residual stream, which has a gradient
+    already."""
+    N, C = x.shape
+    block = row_tile(C)
+    programs = min(cdiv(N, block["rows"]), PROGRAMS)
+    parts = scratch("norm gradients", 2, programs, C, dtype=np.float32)
+    launch(_backward, (programs,), dresidual, parts, dy, x, w, mean, rstd, N, C, **block)
+    add_rows(dw, parts[0])
+    add_rows(db, parts[1])
+
+
 @triton.jit
 def _forward(y, mean, rstd, x, w, b, N, C, rows: tl.constexpr, columns: tl.constexpr):
     row, column = tl.program_id(0) * rows + tl.arange(0, rows), tl.arange(0, columns)
@@ -60,33 +90,3 @@ def _backward(dresidual, parts, dy, x, w, mean, rstd, N, C, rows: tl.constexpr, 
     place = parts + program.to(tl.int64) * C + column
     tl.store(place, tl.sum(dw, 0), mask=in_row)
     tl.store(place + programs.to(tl.int64) * C, tl.sum(db, 0), mask=in_row)
-
-
-def layernorm_forward(
-    y: DeviceArray, mean: DeviceArray, rstd: DeviceArray, x: DeviceArray, w: DeviceArray, b: DeviceArray
-) -> None:
-    """x [N, C], w [C], b [C] -> y [N, C]; mean [N] and rstd [N] are kept for the backward pass."""
-    N, C = x.shape
-    block = row_tile(C)
-    launch(_forward, (cdiv(N, block["rows"]),), y, mean, rstd, x, w, b, N, C, **block)
-
-
-def layernorm_backward(
-    dresidual: DeviceArray,
-    dw: DeviceArray,
-    db: DeviceArray,
-    dy: DeviceArray,
-    x: DeviceArray,
-    w: DeviceArray,
-    mean: DeviceArray,
-    rstd: DeviceArray,
-) -> None:
-    """dy [N, C]; dresidual [N, C], dw [C] and db [C] are added to: x is the residual stream, which has a gradient
-    already."""
-    N, C = x.shape
-    block = row_tile(C)
-    programs = min(cdiv(N, block["rows"]), PROGRAMS)
-    parts = scratch("norm gradients", 2, programs, C, dtype=np.float32)
-    launch(_backward, (programs,), dresidual, parts, dy, x, w, mean, rstd, N, C, **block)
-    add_rows(dw, parts[0])
-    add_rows(db, parts[1])

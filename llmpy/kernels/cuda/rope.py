@@ -10,6 +10,31 @@ from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 
 
+def rope_forward(
+    x: DeviceArray,
+    cos: DeviceArray,
+    sin: DeviceArray,
+    interleaved: bool = True,
+    positions: DeviceArray | None = None,
+) -> None:
+    """x [B, T, heads, hs], rotated in place; cos, sin [maxT, hs/2] of the angles of every position.
+
+    positions int32 [B] is where x[:, 0] lies in each sequence; None: at 0.
+    """
+    _launch(x, cos, sin, interleaved, positions, 1.0)
+
+
+def rope_backward(
+    dx: DeviceArray,
+    cos: DeviceArray,
+    sin: DeviceArray,
+    interleaved: bool = True,
+    positions: DeviceArray | None = None,
+) -> None:
+    """Rotates dy to dx in place by the negative angles: the transpose of a rotation is its inverse."""
+    _launch(dx, cos, sin, interleaved, positions, -1.0)
+
+
 @triton.jit
 def _turn(
     x, cos, sin, positions, N, T, heads, stride_b, stride_t, stride_h, direction,
@@ -37,31 +62,6 @@ def _turn(
         second = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
         tl.store(at, (first * c - second * s).to(x.dtype.element_ty), mask=inside)
         tl.store(at + half, (first * s + second * c).to(x.dtype.element_ty), mask=inside)
-
-
-def rope_forward(
-    x: DeviceArray,
-    cos: DeviceArray,
-    sin: DeviceArray,
-    interleaved: bool = True,
-    positions: DeviceArray | None = None,
-) -> None:
-    """x [B, T, heads, hs], rotated in place; cos, sin [maxT, hs/2] of the angles of every position.
-
-    positions int32 [B] is where x[:, 0] lies in each sequence; None: at 0.
-    """
-    _launch(x, cos, sin, interleaved, positions, 1.0)
-
-
-def rope_backward(
-    dx: DeviceArray,
-    cos: DeviceArray,
-    sin: DeviceArray,
-    interleaved: bool = True,
-    positions: DeviceArray | None = None,
-) -> None:
-    """Rotates dy to dx in place by the negative angles: the transpose of a rotation is its inverse."""
-    _launch(dx, cos, sin, interleaved, positions, -1.0)
 
 
 def _launch(x, cos, sin, interleaved, positions, direction):

@@ -13,6 +13,21 @@ from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 COLUMNS = 2048  # at most, to a program
 
 
+def swiglu_forward(y: DeviceArray, gateup: DeviceArray, up: DeviceArray | None = None) -> None:
+    """gateup [N, 2H], or gate and up [N, H] apart -> y [N, H]."""
+    N, H = y.shape
+    gate, up = (gateup[:, :H], gateup[:, H:]) if up is None else (gateup, up)
+    block = row_tile(min(H, COLUMNS))
+    launch(_forward, _grid(N, H, block), y, gate, up, N, H, gate.strides[0], up.strides[0], **block)
+
+
+def swiglu_backward(dgateup: DeviceArray, y: DeviceArray, dy: DeviceArray, gateup: DeviceArray) -> None:
+    """dy [N, H] -> dgateup [N, 2H], recomputes the output y [N, H]; dgateup may be gateup, and y may be dy."""
+    N, H = y.shape
+    block = row_tile(min(H, COLUMNS))
+    launch(_backward, _grid(N, H, block), dgateup, y, dy, gateup, N, H, **block)
+
+
 @triton.jit
 def _sigmoid(x):
     """The sigmoid of float32 x, in a form that cannot overflow."""
@@ -53,18 +68,3 @@ def _backward(dgateup, y, dy, gateup, N, H, rows: tl.constexpr, columns: tl.cons
 
 def _grid(N: int, H: int, block: dict[str, int]) -> tuple[int, int]:
     return cdiv(N, block["rows"]), cdiv(H, block["columns"])
-
-
-def swiglu_forward(y: DeviceArray, gateup: DeviceArray, up: DeviceArray | None = None) -> None:
-    """gateup [N, 2H], or gate and up [N, H] apart -> y [N, H]."""
-    N, H = y.shape
-    gate, up = (gateup[:, :H], gateup[:, H:]) if up is None else (gateup, up)
-    block = row_tile(min(H, COLUMNS))
-    launch(_forward, _grid(N, H, block), y, gate, up, N, H, gate.strides[0], up.strides[0], **block)
-
-
-def swiglu_backward(dgateup: DeviceArray, y: DeviceArray, dy: DeviceArray, gateup: DeviceArray) -> None:
-    """dy [N, H] -> dgateup [N, 2H], recomputes the output y [N, H]; dgateup may be gateup, and y may be dy."""
-    N, H = y.shape
-    block = row_tile(min(H, COLUMNS))
-    launch(_backward, _grid(N, H, block), dgateup, y, dy, gateup, N, H, **block)

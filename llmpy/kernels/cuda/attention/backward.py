@@ -29,6 +29,49 @@ COPIED = 64  # rows of a head that a program copies
 PADDED = 128  # a multiple of every block of queries
 
 
+def attention_backward(
+    dq: DeviceArray,
+    dk: DeviceArray,
+    dv: DeviceArray,
+    dy: DeviceArray,
+    q: DeviceArray,
+    k: DeviceArray,
+    v: DeviceArray,
+    y: DeviceArray,
+    lse: DeviceArray,
+    rope: Rope | None = None,
+) -> None:
+    """dy [B, T, NH, hs] -> dq [B, T, NH, hs], dk and dv [B, T, NKV, hs]; they may be q, k and v themselves.
+
+    With the rope of the forward pass, dq and dk are the gradients of q and k in memory, before the rotation.
+    """
+    B, T, NH, hs = q.shape
+    NKV = k.shape[2]
+    cos, sin = (q, q) if rope is None else rope[:2]
+    padded = cdiv(T, PADDED) * PADDED
+    means, logs = scratch("attention rows", 2, B, NH, padded, dtype="float32")
+    # The second kernel reads all of q: where dq is q, it waits beside it.
+    made = scratch("attention dq", B, T, NH, hs, dtype=q.dtype) if dq.address == q.address else dq
+    constants, scale = shape(hs, rope), score_scale(hs)
+    options = chosen("queries", q, rope)
+    launch(
+        _backward_queries, (cdiv(T, options["queries"]), B * NH),
+        made, means, logs, dy, q, k, v, y, lse, cos, sin, T, padded, NH, NH // NKV,
+        *strides(made), *strides(dy), *strides(q), *strides(k), *strides(v), *strides(y), scale, **constants, **options,
+    )  # fmt: skip
+    options = chosen("keys", q, rope)
+    launch(
+        _backward_keys, (cdiv(T, options["keys"]), B * NKV),
+        dk, dv, means, logs, dy, q, k, v, cos, sin, T, padded, NKV, NH // NKV,
+        *strides(dk), *strides(dv), *strides(dy), *strides(q), *strides(k), *strides(v), scale, **constants, **options,
+    )  # fmt: skip
+    if made is not dq:
+        launch(
+            _copy, (cdiv(T, COPIED), B * NH), dq, made, T, NH, *strides(dq), *strides(made),
+            size=hs, wide=constants["wide"], rows=COPIED,
+        )  # fmt: skip
+
+
 @triton.jit
 def _queries_gradient(
     dq1, dq2, q1, q2, dy, log, mean, k, v, k_row, v_row, start, first, T, cos, sin, scale,
@@ -174,46 +217,3 @@ def _copy(
     head = tl.program_id(1) % heads
     value = rows_of(x + batch * x_batch + head * x_head, first, x_row, T - first, size, rows, wide, True)
     store_rows(to + batch * to_batch + head * to_head, value, first, to_row, T - first, size, rows, wide)
-
-
-def attention_backward(
-    dq: DeviceArray,
-    dk: DeviceArray,
-    dv: DeviceArray,
-    dy: DeviceArray,
-    q: DeviceArray,
-    k: DeviceArray,
-    v: DeviceArray,
-    y: DeviceArray,
-    lse: DeviceArray,
-    rope: Rope | None = None,
-) -> None:
-    """dy [B, T, NH, hs] -> dq [B, T, NH, hs], dk and dv [B, T, NKV, hs]; they may be q, k and v themselves.
-
-    With the rope of the forward pass, dq and dk are the gradients of q and k in memory, before the rotation.
-    """
-    B, T, NH, hs = q.shape
-    NKV = k.shape[2]
-    cos, sin = (q, q) if rope is None else rope[:2]
-    padded = cdiv(T, PADDED) * PADDED
-    means, logs = scratch("attention rows", 2, B, NH, padded, dtype="float32")
-    # The second kernel reads all of q: where dq is q, it waits beside it.
-    made = scratch("attention dq", B, T, NH, hs, dtype=q.dtype) if dq.address == q.address else dq
-    constants, scale = shape(hs, rope), score_scale(hs)
-    options = chosen("queries", q, rope)
-    launch(
-        _backward_queries, (cdiv(T, options["queries"]), B * NH),
-        made, means, logs, dy, q, k, v, y, lse, cos, sin, T, padded, NH, NH // NKV,
-        *strides(made), *strides(dy), *strides(q), *strides(k), *strides(v), *strides(y), scale, **constants, **options,
-    )  # fmt: skip
-    options = chosen("keys", q, rope)
-    launch(
-        _backward_keys, (cdiv(T, options["keys"]), B * NKV),
-        dk, dv, means, logs, dy, q, k, v, cos, sin, T, padded, NKV, NH // NKV,
-        *strides(dk), *strides(dv), *strides(dy), *strides(q), *strides(k), *strides(v), scale, **constants, **options,
-    )  # fmt: skip
-    if made is not dq:
-        launch(
-            _copy, (cdiv(T, COPIED), B * NH), dq, made, T, NH, *strides(dq), *strides(made),
-            size=hs, wide=constants["wide"], rows=COPIED,
-        )  # fmt: skip

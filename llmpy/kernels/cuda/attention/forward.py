@@ -20,6 +20,23 @@ from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 Rope = tuple[DeviceArray, DeviceArray, bool]  # cos, sin [maxT, hs/2], and whether a pair of channels are neighbours
 
 
+def attention_forward(
+    y: DeviceArray, lse: DeviceArray, q: DeviceArray, k: DeviceArray, v: DeviceArray, rope: Rope | None = None
+) -> None:
+    """q [B, Tq, NH, hs], k and v [B, T, NKV, hs] -> y [B, Tq, NH, hs], and lse [B, NH, Tq] for the backward pass.
+
+    The queries are those of the last Tq of T tokens. rope = (cos, sin, interleaved) as for rope_forward: the
+    kernel rotates q and k as it reads them, and leaves them unrotated in memory.
+    """
+    (B, Tq, NH, hs), (_, T, NKV, _) = q.shape, k.shape
+    cos, sin = (q, q) if rope is None else rope[:2]
+    options = chosen("forward", q, rope)
+    launch(
+        _forward, (cdiv(Tq, options["queries"]), B * NH), y, lse, q, k, v, cos, sin, Tq, T, NH, NH // NKV,
+        *strides(y), *strides(q), *strides(k), *strides(v), score_scale(hs), **shape(hs, rope), **options,
+    )  # fmt: skip
+
+
 @triton.jit
 def _more_keys(
     q1, q2, top, total, sums, k, v, k_stride, v_stride, start, position, T, cos, sin, scale,
@@ -94,20 +111,3 @@ def strides(x: DeviceArray) -> tuple[int, int, int]:
 def score_scale(head_size: int) -> float:
     """1 / sqrt(hs), for powers of 2."""
     return log2(2.718281828459045) / sqrt(head_size)
-
-
-def attention_forward(
-    y: DeviceArray, lse: DeviceArray, q: DeviceArray, k: DeviceArray, v: DeviceArray, rope: Rope | None = None
-) -> None:
-    """q [B, Tq, NH, hs], k and v [B, T, NKV, hs] -> y [B, Tq, NH, hs], and lse [B, NH, Tq] for the backward pass.
-
-    The queries are those of the last Tq of T tokens. rope = (cos, sin, interleaved) as for rope_forward: the
-    kernel rotates q and k as it reads them, and leaves them unrotated in memory.
-    """
-    (B, Tq, NH, hs), (_, T, NKV, _) = q.shape, k.shape
-    cos, sin = (q, q) if rope is None else rope[:2]
-    options = chosen("forward", q, rope)
-    launch(
-        _forward, (cdiv(Tq, options["queries"]), B * NH), y, lse, q, k, v, cos, sin, Tq, T, NH, NH // NKV,
-        *strides(y), *strides(q), *strides(k), *strides(v), score_scale(hs), **shape(hs, rope), **options,
-    )  # fmt: skip
