@@ -1,1 +1,1 @@
-"""Measures the GPU backend on this machine's card: correctness, share of the card's ceilings, ratio to PyTorch."""
+"""Benchmarks of the GPU kernels on this machine: correctness, share of the GPU's peak, and comparison with PyTorch."""

@@ -140,7 +140,7 @@ def repeat(array: DeviceArray, pool: DeviceArray) -> None:
 
 
 def _weights(case: Case, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments, with bfloat16 weight matrices packed as the kernels read them."""
+    """The arguments with bfloat16 matrices as the weights that kernels take. A float32 run has no such copies."""
     for name, operand in case.operands().items():
         if operand.kind == "weight":
             array = arguments[name]

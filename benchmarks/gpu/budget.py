@@ -25,6 +25,6 @@ class Budget:
         return max(0.0, self._end - self._now()) * self._left.pop(name) / whole
 
     def divided(self) -> dict[str, float]:
-        """Seconds left for each part that has not begun, if every part before it uses its whole share."""
+        """The seconds of each part that has not begun, if every earlier part uses all of its time."""
         whole, left = sum(self._left.values()), max(0.0, self._end - self._now())
         return {name: left * share / whole for name, share in self._left.items()}

@@ -45,7 +45,7 @@ def describe() -> dict[str, Any]:
 
 
 def _told_by_smi() -> dict[str, str]:
-    """Returns what only nvidia-smi tells (where installed): the driver's release and the power limit."""
+    """Facts that only nvidia-smi reports, if it is installed: driver release and power limit."""
     if shutil.which("nvidia-smi") is None:
         return {}
     command = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader"]
@@ -58,11 +58,8 @@ def _told_by_smi() -> dict[str, str]:
 
 
 def ceilings(copied: int, square: int, flush: int) -> Iterator[dict[str, float]]:
-    """Yields, for a process of its own, the card's measured ceilings.
-
-    They are the bytes/s of a copy of `copied` bytes (each byte counts as one read and one write) and the FLOP/s of a
-    matmul [square, square] by the fastest candidate.
-    """
+    """Runs in a child process. Measures bytes/s of a copy of `copied` bytes (reads plus writes), and FLOP/s of a matmul
+    of `square` rows and columns with the fastest GEMM."""
     import ml_dtypes
     import numpy as np
 

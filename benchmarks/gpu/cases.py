@@ -72,7 +72,7 @@ def f32(*shape: int, role: str = "in", scale: float = 1.0, positive: bool = Fals
 
 
 def weight(OC: int, C: int) -> Operand:
-    """Returns a weight [OC, C], scaled so that normally distributed input gives output of unit variance."""
+    """A weight whose scale keeps the matmul with standard normal inputs at standard deviation 1."""
     return Operand((OC, C), "weight", scale=C**-0.5)
 
 

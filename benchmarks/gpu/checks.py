@@ -23,7 +23,7 @@ BESIDES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {  # what ge
 
 
 def cases(sizes: dict[str, Any]) -> list[tuple[Case, str]]:
-    """Returns every case with its precision. `sizes`: models, B, T; cache tokens and a matrix [OC, C] of decode."""
+    """The cases with their precisions. `sizes`: models, B, T; tokens of a KV cache, a matrix [OC, C] of decoding."""
     B, T = sizes["B"], sizes["T"]
     made = [case for model in sizes["models"] for case in of_model(*named(model), B, T, B * T // 2)]
     for hs in HEAD_SIZES:
@@ -36,7 +36,7 @@ def cases(sizes: dict[str, Any]) -> list[tuple[Case, str]]:
 
 
 def check(sizes: dict[str, Any], part: int = 0, parts: int = 1) -> Iterator[dict[str, Any]]:
-    """Yields, for a process of its own, the number of cases, then a row for each `parts`-th case from `part` on."""
+    """Runs in a child process. Checks every `parts`-th case from `part` on: yields their number, then a row each."""
     kernels.load("cuda")
     todo = [each for each in cases(sizes) if each[1] == "float32" or cuda.bfloat16_is_faster()][part::parts]
     yield {"cases": len(todo)}
@@ -97,15 +97,15 @@ def _reference(case: Case) -> Callable[..., Any]:
         return operation
     cos, sin = (each.astype(np.float64) for each in arrays.angles(case))
 
-    def turned(q: np.ndarray, k: np.ndarray, **others: Any) -> None:
-        """Rotates q and k in place by RoPE; their gradients, which overwrite q and k, get the inverse rotation."""
+    def rotated(q: np.ndarray, k: np.ndarray, **others: Any) -> None:
+        """Calls the operation on rotated q and k, then rotates the gradients in q and k by the negative angles."""
         for x in (q, k):
             reference.rope_forward(x, cos, sin, False)
         operation(q=q, k=k, **others)
         for x in (q, k):
             reference.rope_backward(x, cos, sin, False)
 
-    return turned
+    return rotated
 
 
 def _adamw(weight: np.ndarray, p: np.ndarray, **others: Any) -> None:

@@ -34,7 +34,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """Rows that a task sent before it ended or its time ran out; `problem` tells which, if it did not end well."""
+    """The rows of a task until its end or its timeout; `problem` describes a failure."""
 
     name: str
     rows: list[dict[str, Any]] = field(default_factory=list)

@@ -18,10 +18,8 @@ ROUNDS = 3
 def speeds(
     config: dict[str, Any], precisions: list[str], tokens: int, prompt: int, backend: str = "cuda"
 ) -> Iterator[dict[str, Any]]:
-    """Yields, for a process of its own, the tokens/s of decode and of prefill in each precision, with random weights.
-
-    Decode is timed from the second token; prefill up to the first token that follows the prompt.
-    """
+    """Runs in a child process. Measures tokens/s of decoding one text (from the second token on) and of prefill up to
+    the first token, in each precision, with random weights."""
     with tempfile.TemporaryDirectory() as folder:
         model = str(write_random(config_from_dict(config), Path(folder)))
         for precision in precisions:

@@ -20,10 +20,10 @@ PRECISION = "bfloat16"
 
 
 def times(sizes: dict[str, Any], flush: int) -> Iterator[dict[str, Any]]:
-    """Yields, for a process of its own, a row (seconds, FLOPs, bytes) for each case, and for each library of a matmul.
+    """Runs in a child process. Yields a row for each case (for each GEMM if it is a matmul): seconds, flops, bytes.
 
-    cuBLASLt runs the algorithm that was fastest when tried. Our GEMM runs the tile sizes of its first guess, because
-    compiling all candidates takes minutes.
+    cuBLASLt uses the algorithm that was fastest when tried. Our GEMM uses guessed tiles, since compiling all candidates
+    takes minutes.
     """
     watch, libraries = Stopwatch(flush), _libraries()
     for case in timed(sizes):
@@ -36,7 +36,7 @@ def times(sizes: dict[str, Any], flush: int) -> Iterator[dict[str, Any]]:
 
 
 def _libraries() -> list[str]:
-    """Returns the names of the matmul libraries on this machine."""
+    """The GEMMs that this machine has."""
     try:
         cuda.set_gemm("cublas")
     except UserError:
@@ -82,7 +82,7 @@ def _attended(arguments: dict[str, Any]) -> None:
 
 
 def _work(case: Case, arguments: dict[str, Any]) -> Work:
-    """Counts FLOPs and bytes of a case; arguments that the case leaves out take the contract's defaults."""
+    """The flops and bytes of a case; arguments that the case does not give have the defaults of the contract."""
     if case.label.endswith(STORED):
         w = arguments["w"]
         read = w.data.nbytes + (0 if w.scales is None else w.scales.nbytes)

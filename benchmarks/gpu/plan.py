@@ -1,4 +1,4 @@
-"""Sizes of everything that is measured, and the share of time that each part gets."""
+"""The plan of a benchmark: sizes of everything, and the division of the time."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ CHECKING = 8  # processes at most: most of the time goes into compiling, which e
 
 
 def _share(task: Task) -> float:
-    """Share of the time for steps that a task gets; most of PyTorch's share is compilation."""
+    """The share of a task in the time for steps; PyTorch spends most of its share compiling."""
     if "batches" in task.arguments:
         return 3.0 + 0.5 * len(task.arguments["batches"])
     return 5.0 if task.arguments["config"]["layers"] > 12 else 2.5
@@ -34,7 +34,7 @@ class Sections:
         self.result: dict[str, Any] = {"stopped": []}
 
     def run(self, show: Callable[[str], None] = lambda name: None) -> dict[str, Any]:
-        """Runs all sections and returns the result; calls `show` with the name of each section that is done."""
+        """Runs all sections and returns the result; calls `show` with the name of each finished section."""
         budget = Budget(self.plan.seconds, {name: self.plan.shares[name] for name in self.names})
         self.result["time"] = {name: round(seconds) for name, seconds in budget.divided().items()}
         for name in self.names:
@@ -64,7 +64,7 @@ class Sections:
         self.result["ceilings"] = {name: value for row in rows for name, value in row.items()}
 
     def _checks(self, seconds: float) -> None:
-        """Checks every kernel. Nothing is timed: all cores compile, also the steps of the peer."""
+        """Runs the checks, untimed: all cores compile, also for the steps of the peers."""
         parts = max(1, min(CHECKING, (os.cpu_count() or 1) // 2))
         asked = [{"sizes": self.plan.checks, "part": part, "parts": parts} for part in range(parts)]
         tasks = [Task("the checks", "benchmarks.gpu.checks:check", each, thread_settings(2)) for each in asked]
@@ -122,7 +122,7 @@ class Sections:
         ]  # fmt: skip
 
     def _losses(self, seconds: float) -> None:
-        """Runs all losses at the same time: they are compared, not timed."""
+        """Computes all loss curves at the same time: they are compared, not timed."""
         model, B, T, steps = self.plan.losses
         fixed, tasks = {"config": asdict(named(model)[1]), "B": B, "T": T, "steps": steps}, []
         for precision in ("float32", "bfloat16"):

@@ -33,11 +33,8 @@ def batch(config: ModelConfig, B: int, T: int) -> tuple[np.ndarray, np.ndarray]:
 def trained(
     config: dict[str, Any], batches: list[int], T: int, recompute: int, steps: int, gemm: str
 ) -> Iterator[dict[str, Any]]:
-    """Yields, for a process of its own, a row with the tokens/s of bfloat16 steps for each batch size B.
-
-    A step is one micro-step, gradient clipping and AdamW. The first B that does not fit the memory ends the list, with
-    `missing` set.
-    """
+    """Runs in a child process. Yields a row with tokens/s of bfloat16 steps for each number of sequences B. A step is a
+    micro-step, clipping and AdamW. Stops at the first B that does not fit into memory, with a `missing` row."""
     kernels.start("cuda", precision="bfloat16")
     gemm, free = choose(gemm), device.current().memory()[0]
     for B in batches:
@@ -53,7 +50,7 @@ def trained(
 
 
 def _timed(model: Model, B: int, T: int, steps: int, free: int) -> dict[str, Any]:
-    """Measures the steps of a model: seconds, tokens/s, and how many of the `free` bytes are taken."""
+    """Measures the steps of a model: seconds, tokens/s, and how many of the `free` bytes are allocated."""
     shape, current = model.config, device.current()
     draw(model)
     optimizer, (x, y) = AdamW.of(model), batch(shape, B, T)
@@ -82,7 +79,7 @@ def _timed(model: Model, B: int, T: int, steps: int, free: int) -> dict[str, Any
 
 
 def choose(gemm: str) -> str:
-    """Sets the GEMM library and returns its name: cublas becomes triton where cuBLASLt is not installed."""
+    """Chooses the GEMM from now on; triton replaces cublas if cublas is missing."""
     try:
         cuda.set_gemm(gemm)
     except UserError:
@@ -105,7 +102,7 @@ def draw(model: Model) -> None:
 def losses(
     config: dict[str, Any], B: int, T: int, steps: int, precision: str, backend: str
 ) -> Iterator[dict[str, Any]]:
-    """Yields, for a process of its own, the loss before each step on one batch, from the weights of seed 42."""
+    """Runs in a child process. Yields the loss before each step on the same batch, from the weights of seed 42."""
     kernels.start(backend, precision=precision)
     shape = config_from_dict(config)
     model = new_model(shape, backend, B, T, precision=precision).initialize()

@@ -21,7 +21,7 @@ class Stopwatch:
         self._device, self._flush, self._seconds = device.current(), empty(flush, dtype="uint8"), seconds
 
     def seconds(self, function: Callable[[], object]) -> float:
-        """Seconds of one run as a CUDA graph, like a training step; `function` must always launch the same kernels."""
+        """Seconds of one run as a CUDA graph, as in a training step: the function must always do the same work."""
 
         def once() -> None:
             function()

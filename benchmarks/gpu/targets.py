@@ -1,4 +1,4 @@
-"""Targets of the measurements, and whether they are met."""
+"""Targets of the measurements, and whether each is reached."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _attention(result: dict[str, Any], head_size: int) -> dict[str, str]:
 
 
 def share_of_copy(row: dict[str, Any], ceilings: dict[str, float]) -> float | None:
-    """Share of the copy's bandwidth that a kernel reaches; None where unknown, or where the kernel is compute-bound."""
+    """The share of the copy bandwidth that a kernel reaches; None if unknown, or if matmuls bound the kernel."""
     if "copy_gb_per_s" not in ceilings or "seconds" not in row or row["flops"]:
         return None
     return row["bytes"] / row["seconds"] / 1e9 / ceilings["copy_gb_per_s"]

@@ -23,7 +23,7 @@ LEAST, MOST, SECONDS = 5, 50, 0.1
 
 
 def times(sizes: dict[str, Any], flush: int, device: str = "cuda") -> Iterator[dict[str, Any]]:
-    """Yields, for a process of its own, the seconds of each case; for attention, of each implementation."""
+    """Runs in a child process. Measures the seconds of each case; attention once for each implementation."""
     if device == "cuda" and not torch.cuda.is_available():
         yield {"problem": f"PyTorch {torch.__version__} finds no GPU: install a build of it for CUDA"}
         return
@@ -71,7 +71,7 @@ def _on_clock(run: Callable[[], object], cover: torch.Tensor, count: int) -> lis
 
 
 def _operation(case: Case, device: str, attention: str) -> Callable[[], object] | None:
-    """Returns the PyTorch call that does the same as a case; None where PyTorch has no such operation."""
+    """The PyTorch call for a case; None if PyTorch has no equivalent."""
     a = {name: _tensor(value, device) for name, value in case.arguments.items() if not isinstance(value, Same)}
     match case.operation:
         case "embedding_forward":

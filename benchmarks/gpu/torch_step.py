@@ -39,10 +39,8 @@ def trained(
     config: dict[str, Any], B: int, T: int, steps: int, attention: str, precision: str = "bfloat16",
     device: str = "cuda", compiled: str = "whole",
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Yields, for a process of its own, a row with tokens/s, or with `missing` where the memory does not suffice.
-
-    `compiled` says what torch.compile gets: the whole model, each block and the head separately, or nothing.
-    """
+    """Runs in a child process. Yields a row with tokens/s, or with `missing` if memory is short. `compiled`: the whole
+    model, its blocks and head separately, or (empty) nothing."""
     row = {"batch_size": B, "sequence_length": T, "attention": attention, "compiled": compiled}
     if device == "cuda" and not torch.cuda.is_available():
         yield row | {"missing": f"PyTorch {torch.__version__} finds no GPU: install a build of it for CUDA"}
@@ -97,10 +95,8 @@ def _compiled(model: TorchGPT2, how: str) -> Callable[[torch.Tensor, torch.Tenso
 def losses(
     config: dict[str, Any], B: int, T: int, steps: int, precision: str, device: str = "cuda"
 ) -> Iterator[dict[str, Any]]:
-    """Yields, for a process of its own, the loss before each step, from our weights of seed 42.
-
-    The model is not compiled, and its head has as many rows as there are tokens, so that the loss is the same.
-    """
+    """Runs in a child process. Yields the loss before each step, from our weights of seed 42; not compiled, and with a
+    head over all tokens at once, so that the loss is the same."""
     shape = config_from_dict(config)
     model = TorchGPT2(shape).load(new_model(shape, "reference").initialize().parameters).to(device)
     optimizer, (x, y) = model.adamw(LR), batch(shape.vocab_size, B, T, device)
@@ -114,10 +110,7 @@ def losses(
 
 
 def compiled(todo: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yields, for a process of its own, one step of each task, so that PyTorch's cache holds the compiled kernels.
-
-    Part of the memory stays free for the process that runs beside it.
-    """
+    """Runs in a child process. Runs a step of each task to fill PyTorch's compile cache, in a part of the memory."""
     torch.cuda.set_per_process_memory_fraction(0.7)
     for arguments in todo:
         yield from trained(**arguments)

@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs of this machine, asked of the driver's own library: where there is none, this costs nothing."""
+"""The NVIDIA GPUs of this machine, as the driver's library reports them; without a driver, detection costs nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CAPABILITY = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and MINOR
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: the number to ask for it by, its name, its memory in bytes, and NVIDIA's number of its architecture."""
+    """A GPU: its number, its name, its memory in bytes, and its compute capability."""
 
     ordinal: int
     name: str
@@ -22,7 +22,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Driver:
-    """NVIDIA's driver: the release of CUDA up to which it runs programs, and its GPUs, or what it says instead."""
+    """NVIDIA's driver: the newest CUDA release that it supports, and its GPUs, or the problem that it reports."""
 
     cuda: tuple[int, int]
     cards: tuple[Card, ...] = ()
@@ -30,7 +30,7 @@ class Driver:
 
 
 def ask() -> Driver | None:
-    """The driver and its GPUs; None where there is no driver."""
+    """The driver and its GPUs; None if there is no driver."""
     try:
         library = ctypes.CDLL(LIBRARY)
         version = ctypes.c_int()

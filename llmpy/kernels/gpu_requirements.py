@@ -1,4 +1,4 @@
-"""What the GPU's kernels need of a machine, part by part: what there is of it, or the one command that mends it."""
+"""The requirements of the GPU kernels, part by part: the version found, or the one command that installs the part."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ EXTRA_OF_CUDA_12 = install_extra("cuda12")  # for drivers that know no CUDA 13
 
 @dataclass(frozen=True)
 class Part:
-    """`found` says what there is of it, in a few words; where it is missing, `remedy` is the command that mends it.
+    """A requirement: `found` describes the installed part; if it is missing, `remedy` is the command that installs it.
 
-    An `optional` one has something that stands in for it.
+    The kernels run without an `optional` part.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Part:
 
 
 def of_gpu() -> list[Part]:
-    """All parts, what others stand on first."""
+    """The requirements of a GPU run; a part comes after the parts it depends on."""
     driver = gpu_detect.ask()
     packages = [_package("Triton", "triton", "triton"), _package("cuda-core", "cuda-core", "cuda.core")]
     return [_driver(driver), *_cards(driver), *packages, _bindings(driver), _compiler(), _header(), _cublaslt()]
@@ -54,12 +54,12 @@ def of_gpu() -> list[Part]:
 
 @cache
 def missing() -> Part | None:
-    """The first part that the GPU's kernels cannot do without and that is not there. Asks once in a process."""
+    """The first required part that is missing, or None. Checks once in a process."""
     return next((part for part in of_gpu() if not part.ok and not part.optional), None)
 
 
 def check() -> None:
-    """Raises UserError where something is missing, which says what and how to mend it."""
+    """Raises UserError if a required part is missing; the message names the part and the remedy."""
     if is_interpreted():
         part = _package("Triton", "triton", "triton")
         lacks = None if part.ok else part
@@ -70,7 +70,7 @@ def check() -> None:
 
 
 def is_interpreted() -> bool:
-    """Do the GPU's kernels run in Triton's interpreter, without a GPU?"""
+    """Returns whether the GPU kernels run in Triton's interpreter, without a GPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -103,7 +103,7 @@ def _package(name: str, package: str, module: str) -> Part:
 
 
 def _bindings(driver: gpu_detect.Driver | None) -> Part:
-    """A driver runs what was made for its own CUDA or an older one."""
+    """The CUDA bindings; a driver runs bindings of its own CUDA version or an older one."""
     name, module = "cuda-bindings", "cuda.bindings"
     version = _version(name) if _is_there(module) else None
     if version is None or driver is None or driver.problem or int(version.split(".")[0]) <= driver.cuda[0]:
@@ -112,7 +112,7 @@ def _bindings(driver: gpu_detect.Driver | None) -> Part:
 
 
 def _compiler() -> Part:
-    """The one that Triton takes: it makes a starter for each kernel."""
+    """The C compiler that Triton uses to build a launcher for each kernel."""
     asked = os.environ.get("CC", "").split(" ")[0]
     found = shutil.which(asked) if asked else shutil.which("gcc") or shutil.which("clang")
     return Part("a C compiler (gcc)", found, f"{_install('gcc', 'gcc')}{', or unset CC' if asked else ''}")
@@ -126,7 +126,7 @@ def _header() -> Part:
 
 
 def _cublaslt() -> Part:
-    """NVIDIA's matrix products; Triton's stand in for them."""
+    """cuBLASLt, NVIDIA's GEMM; without it, the Triton GEMM runs."""
     name, found = "cuBLASLt (without it, products are Triton's)", None
     if _is_there("nvmath.bindings.cublasLt") and _is_there("cuda.pathfinder"):
         from cuda.pathfinder import load_nvidia_dynamic_lib
@@ -153,6 +153,6 @@ def _version(package: str) -> str:
 
 
 def _install(debian: str, fedora: str) -> str:
-    """The command of this machine's system for a package of it."""
+    """The command of this system that installs a package."""
     words = f"dnf install {fedora}" if shutil.which("dnf") else f"apt install {debian}"
     return words if hasattr(os, "geteuid") and os.geteuid() == 0 else f"sudo {words}"

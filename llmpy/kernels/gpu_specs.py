@@ -1,7 +1,7 @@
-"""What GPUs can do at most, by the names that NVIDIA's driver gives them: the whole of which MFU is a part.
+"""Peak FLOP/s and bandwidth of GPUs, by the names that NVIDIA's driver reports. MFU is a share of the peak.
 
-TFLOP/s without sparsity, at boost clock, with sums in float32; memory in GB/s. NVIDIA's sheets give the products of
-data-centre cards with sparsity: those figures are halved here. Sources, all of them NVIDIA's:
+TFLOP/s without sparsity, at boost clock, accumulating in float32; memory in GB/s. NVIDIA's data sheets give the matmul
+speed of data-centre GPUs with sparsity: those figures are halved here. Sources, all of them NVIDIA's:
 
     H100 SXM, PCIe, NVL; H200     data sheets of H100 (2024) and H200 (2024); "Hopper Architecture" white paper
     B200, GB200                   "Blackwell Architecture" technical brief (2024), figures of one GPU
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Peak:
-    """TFLOP/s of products in bfloat16, in tf32 and of plain float32, GB/s of memory; None: it has no such products."""
+    """TFLOP/s of matmuls in bfloat16, tf32 and plain float32, GB/s of memory; None: the GPU has no such matmul."""
 
     bfloat16: float | None
     tf32: float | None
@@ -59,13 +59,13 @@ _BY_NAME = {
 
 
 def peak(name: str) -> Peak | None:
-    """Of the card with this name; None for one that is not known."""
+    """The peak of the GPU with this name; None for an unknown GPU."""
     short = re.sub(r"^(NVIDIA |Tesla |GeForce )+", "", name.strip())
     return next((figures for pattern, figures in _BY_NAME.items() if re.fullmatch(pattern, short)), None)
 
 
 def peak_flops(name: str, precision: str) -> float | None:
-    """FLOP/s of a card at most, computing in float32 or bfloat16; None where it is not known."""
+    """The highest FLOP/s of a GPU in float32 or bfloat16; None for an unknown GPU."""
     figures = peak(name)
     teraflops = figures and (figures.bfloat16 if precision == "bfloat16" else figures.float32)
     return teraflops * 1e12 if teraflops else None

@@ -35,6 +35,8 @@ class OnDevice:
         return call
 
     def _place(self, x, seen):
+        if isinstance(x, tuple):
+            return tuple(self._place(each, seen) for each in x)
         if not isinstance(x, np.ndarray):
             return x
         key = (x.__array_interface__["data"][0], x.shape, x.strides)

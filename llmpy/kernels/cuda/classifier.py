@@ -1,8 +1,8 @@
-"""Language-model head and cross-entropy together, LOGITS_ROWS rows at a time: the [N, V] logits never exist at once.
+"""The language-model head and cross-entropy together, one chunk of rows at a time: [N, V] logits never exist at once.
 
-A GPU wants more rows at a time than a CPU, and rows that begin where its widest loads can: plan the scratch as
-[LOGITS_ROWS, padded_width(V)] and hand over its columns [:, :V]; what is right of them is scratch, too. It may be of
-bfloat16 where the activations are: half of the memory, and of the time that reading it takes.
+A GPU needs more rows at a time than a CPU, and rows that are aligned for its widest loads: plan the scratch as
+[LOGITS_ROWS, padded_width(V)] and pass its columns [:, :V]; the columns to the right of V are scratch, too. The scratch
+may be bfloat16 if the activations are: half of the memory, and half of the time to read the logits.
 """
 
 from __future__ import annotations
@@ -22,8 +22,33 @@ LOWEST = tl.constexpr(float("-inf"))
 
 
 def padded_width(V: int) -> int:
-    """Returns the columns of the scratch for V logits: every row begins at a multiple of 128 bytes, in any dtype."""
+    """Columns of the scratch for V logits: each row begins at a multiple of 128 bytes, for any dtype."""
     return -(-V // 64) * 64
+
+
+def classifier_forward(losses: DeviceArray, x: DeviceArray, w, targets: DeviceArray, logits: DeviceArray) -> None:
+    """x [N, C], w [V, C], targets int32 [N] (-1: none) -> losses [N]; logits [R, V] is scratch."""
+    for rows in _chunks(len(x), len(logits)):
+        chunk = _whole_rows(logits)[: rows.stop - rows.start]
+        multiply(chunk, x[rows], operand(w), NT)
+        _cross_entropy(losses[rows], chunk, chunk, targets[rows], w.shape[0], 0.0, False)
+
+
+def classifier_backward(
+    losses: DeviceArray, dx: DeviceArray, dw: DeviceArray, x: DeviceArray, w, targets: DeviceArray, scale: float,
+    logits: DeviceArray, accumulate: bool = True,
+) -> None:  # fmt: skip
+    """Computes the losses, and the gradients of scale * losses.sum(): overwrites dx [N, C], accumulates dw [V, C].
+
+    With accumulate=False, dw is overwritten.
+    """
+    for rows in _chunks(len(x), len(logits)):
+        chunk = _whole_rows(logits)[: rows.stop - rows.start]
+        gradients = _seen_as(chunk, x.dtype)
+        multiply(chunk, x[rows], operand(w), NT)
+        _cross_entropy(losses[rows], chunk, gradients, targets[rows], w.shape[0], scale, True)
+        multiply(dw, gradients, x[rows], TN, accumulate or rows.start > 0)
+        multiply(dx[rows], gradients, operand(w), NN)
 
 
 def configuration(V: int) -> dict[str, int]:
@@ -67,40 +92,18 @@ def cross_entropy(losses, logits, gradients, targets, V, width, stride, gradient
             tl.store(gradients + at, gradient.to(gradients.dtype.element_ty), mask=at < width)
 
 
-def classifier_forward(losses: DeviceArray, x: DeviceArray, w, targets: DeviceArray, logits: DeviceArray) -> None:
-    """x [N, C], w [V, C], targets int32 [N] (-1: none) -> losses [N]; logits [R, V] is scratch."""
-    for rows in _chunks(len(x), len(logits)):
-        chunk = _whole_rows(logits)[: rows.stop - rows.start]
-        multiply(chunk, x[rows], operand(w), NT)
-        _cross_entropy(losses[rows], chunk, chunk, targets[rows], w.shape[0], 0.0, False)
-
-
-def classifier_backward(
-    losses: DeviceArray, dx: DeviceArray, dw: DeviceArray, x: DeviceArray, w, targets: DeviceArray, scale: float,
-    logits: DeviceArray, accumulate: bool = True,
-) -> None:  # fmt: skip
-    """Computes the losses and the gradients of scale * losses.sum(): overwrites dx [N, C], accumulates dw [V, C]."""
-    for rows in _chunks(len(x), len(logits)):
-        chunk = _whole_rows(logits)[: rows.stop - rows.start]
-        gradients = _seen_as(chunk, x.dtype)
-        multiply(chunk, x[rows], operand(w), NT)
-        _cross_entropy(losses[rows], chunk, gradients, targets[rows], w.shape[0], scale, True)
-        multiply(dw, gradients, x[rows], TN, accumulate or rows.start > 0)
-        multiply(dx[rows], gradients, operand(w), NN)
-
-
 def _chunks(rows: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
 def _whole_rows(logits: DeviceArray) -> DeviceArray:
-    """Returns the chunk with its padding columns."""
+    """The logits with their padding columns."""
     rows = logits.shape[0]
     return DeviceArray(logits.address, (rows, row_stride(logits)), logits.dtype, logits.owner)
 
 
 def _seen_as(chunk: DeviceArray, dtype) -> DeviceArray:
-    """Returns a view of the chunk in a dtype that is no wider; every row starts where it was."""
+    """The memory of a chunk as a dtype that is not wider; each row begins where it began."""
     if dtype.itemsize > chunk.dtype.itemsize:
         raise ValueError(f"logits of {chunk.dtype} have no room for gradients of {dtype}")
     step = chunk.strides[0] * chunk.dtype.itemsize // dtype.itemsize
@@ -108,7 +111,7 @@ def _seen_as(chunk: DeviceArray, dtype) -> DeviceArray:
 
 
 def _cross_entropy(losses, chunk, gradients, targets, V, scale, backward):
-    """Computes the loss of the first V columns of logits; `backward` overwrites all columns with the gradient."""
+    """Launches cross_entropy over the first V columns; with `backward`, all columns are overwritten."""
     launch(
         cross_entropy, (len(chunk),), losses, chunk, gradients, targets, V, chunk.shape[1], chunk.strides[0],
         gradients.strides[0], scale, backward=backward, **configuration(V),

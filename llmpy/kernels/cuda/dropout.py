@@ -13,6 +13,20 @@ from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 BLOCK = 2**16 if INTERPRETED else 2048
 
 
+def dropout(
+    y: DeviceArray, x: DeviceArray, probability: float, key: int | DeviceArray, residual: DeviceArray | None = None
+) -> None:
+    """x, any shape -> y = x * mask / (1 - probability), plus `residual` if given; y may be x or residual.
+
+    `key` is an int of 64 bits: another for every place where a model drops, and for every step. It may lie on the
+    device, uint64 [1]: then a captured graph drops others whenever it has been changed.
+    """
+    held, bits = (key, 0) if isinstance(key, DeviceArray) else (x, key)
+    numbers = signed(bits), signed(bits >> 32), signed(int(probability * 2**32)), 1 / (1 - probability), x.size
+    options = {"on_device": held is key, "add": residual is not None, "block": BLOCK}
+    launch(_dropout, (cdiv(x.size, BLOCK),), y, x, x if residual is None else residual, held, *numbers, **options)
+
+
 @triton.jit
 def _mix(h):
     """lowbias32 (Wellons 2018), of uint32."""
@@ -40,20 +54,6 @@ def _dropout(
     if add:
         result += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
     tl.store(y + at, result.to(y.dtype.element_ty), mask=inside)
-
-
-def dropout(
-    y: DeviceArray, x: DeviceArray, probability: float, key: int | DeviceArray, residual: DeviceArray | None = None
-) -> None:
-    """x, any shape -> y = x * mask / (1 - probability), plus `residual` if given; y may be x or residual.
-
-    `key` is an int of 64 bits: another for every place where a model drops, and for every step. It may lie on the
-    device, uint64 [1]: then a captured graph drops others whenever it has been changed.
-    """
-    held, bits = (key, 0) if isinstance(key, DeviceArray) else (x, key)
-    numbers = signed(bits), signed(bits >> 32), signed(int(probability * 2**32)), 1 / (1 - probability), x.size
-    options = {"on_device": held is key, "add": residual is not None, "block": BLOCK}
-    launch(_dropout, (cdiv(x.size, BLOCK),), y, x, x if residual is None else residual, held, *numbers, **options)
 
 
 def signed(bits: int) -> int:

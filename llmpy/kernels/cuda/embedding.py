@@ -1,5 +1,5 @@
 """Token and position embedding, and its gradient: the rows of a token are summed in their order, after a sort that
-tells where they are (embedding_order.py)."""
+tells where they are (primitives/sort_tokens.py)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from llmpy.kernels.cuda.primitives.reduce import add_column_sums
+from llmpy.kernels.cuda.primitives.reduce import add_rows
 from llmpy.kernels.cuda.primitives.row_blocks import row_tile
 from llmpy.kernels.cuda.primitives.sort_tokens import order_of
 from llmpy.kernels.cuda.runtime.array import DeviceArray
@@ -19,6 +19,36 @@ COLUMNS = 8192 if INTERPRETED else 1024  # at most, to a program
 JOINED = 8192 if INTERPRETED else 256  # columns to a program that joins chunks
 ROWS = 32  # that a program of the backward pass sums, one after the other
 CHUNKS = 8  # at a time, of those that belong to one token
+
+
+def embedding_forward(
+    x: DeviceArray, tokens: DeviceArray, wte: DeviceArray, wpe: DeviceArray | None = None, start: int = 0
+) -> None:
+    """tokens int32 [B, T], wte [V, C], wpe [maxT, C] -> x [B, T, C]; `start` is the position of the first token."""
+    B, T, C = x.shape
+    block = row_tile(min(C, COLUMNS))
+    grid = cdiv(B * T, block["rows"]), cdiv(C, block["columns"])
+    positions = wpe is not None
+    arguments = x, tokens, wte, wpe if positions else wte, B * T, T, C, tokens.strides[0], start
+    launch(_forward, grid, *arguments, positions=positions, **block)
+
+
+def embedding_backward(dwte: DeviceArray, dwpe: DeviceArray | None, dx: DeviceArray, tokens: DeviceArray) -> None:
+    """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C], or None, are accumulated in the order of the rows.
+
+    The host does not wait for the device: only the device reads the tokens.
+    """
+    B, T, C = dx.shape
+    N, chunks = B * T, cdiv(B * T, ROWS)
+    order, sorted_tokens = order_of(tokens)
+    parts = scratch("embedding parts", chunks, 2, C, dtype=np.float32)
+    columns = min(power_of_2(C), COLUMNS)
+    grid, options = (chunks, cdiv(C, columns)), {"rows": ROWS, "columns": columns, "num_warps": 4}
+    launch(_sum_chunk, grid, dwte, parts, dx, order, sorted_tokens, N, C, **options)
+    grid, options = (chunks, cdiv(C, JOINED)), {"rows": ROWS, "columns": JOINED, "chunks": CHUNKS, "num_warps": 4}
+    launch(_join_chunks, grid, dwte, parts, sorted_tokens, N, C, **options)
+    if dwpe is not None:
+        add_rows(dwpe[:T].reshape(-1), dx.reshape(B, T * C))
 
 
 @triton.jit(do_not_specialize=["start"])
@@ -40,10 +70,10 @@ def _forward(
 
 @triton.jit
 def _sum_chunk(dwte, parts, dx, order, sorted_tokens, N, C, rows: tl.constexpr, columns: tl.constexpr):
-    """Sums, in program i, `rows` rows of dx from i * rows on, in the order of their tokens.
+    """Program i adds up `rows` rows of dx in the order of their tokens, from i * rows on.
 
-    A token whose rows all lie in this chunk is finished. The sum of a token that began in an earlier chunk goes to
-    parts[i, 0]; the sum of a token that begins here and continues in the next chunk goes to parts[i, 1].
+    If all rows of a token are in the chunk, its sum is final. The sum of a token that began in an earlier chunk goes to
+    parts[i, 0], the sum of a token that continues in the next chunk to parts[i, 1].
     """
     chunk = tl.program_id(0)
     column = tl.program_id(1) * columns + tl.arange(0, columns)
@@ -76,7 +106,7 @@ def _sum_chunk(dwte, parts, dx, order, sorted_tokens, N, C, rows: tl.constexpr, 
 def _join_chunks(
     dwte, parts, sorted_tokens, N, C, rows: tl.constexpr, chunks: tl.constexpr, columns: tl.constexpr
 ):  # fmt: skip
-    """Adds up, in program i, the token that begins in chunk i and continues behind it, over all its chunks."""
+    """Program i: if the last token of chunk i begins there and continues, computes its sum over all chunks."""
     chunk = tl.program_id(0)
     first, next_first = chunk * rows, (chunk + 1) * rows
     before = tl.load(sorted_tokens + first - 1, mask=first > 0, other=-1)
@@ -95,33 +125,3 @@ def _join_chunks(
             same = tl.load(sorted_tokens + ahead * rows, mask=ahead * rows < N, other=-1) == token
         place = dwte + token.to(tl.int64) * C + column
         tl.store(place, tl.load(place, mask=inside, other=0.0) + total, mask=inside)
-
-
-def embedding_forward(
-    x: DeviceArray, tokens: DeviceArray, wte: DeviceArray, wpe: DeviceArray | None = None, start: int = 0
-) -> None:
-    """tokens int32 [B, T], wte [V, C], wpe [maxT, C] -> x [B, T, C]; `start` is the position of the first token."""
-    B, T, C = x.shape
-    block = row_tile(min(C, COLUMNS))
-    grid = cdiv(B * T, block["rows"]), cdiv(C, block["columns"])
-    positions = wpe is not None
-    arguments = x, tokens, wte, wpe if positions else wte, B * T, T, C, tokens.strides[0], start
-    launch(_forward, grid, *arguments, positions=positions, **block)
-
-
-def embedding_backward(dwte: DeviceArray, dwpe: DeviceArray | None, dx: DeviceArray, tokens: DeviceArray) -> None:
-    """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C], or None, are added to, in the order of the rows.
-
-    Nothing waits for the device, which alone has to know the tokens.
-    """
-    B, T, C = dx.shape
-    N, chunks = B * T, cdiv(B * T, ROWS)
-    order, sorted_tokens = order_of(tokens)
-    parts = scratch("embedding parts", chunks, 2, C, dtype=np.float32)
-    columns = min(power_of_2(C), COLUMNS)
-    grid, options = (chunks, cdiv(C, columns)), {"rows": ROWS, "columns": columns, "num_warps": 4}
-    launch(_sum_chunk, grid, dwte, parts, dx, order, sorted_tokens, N, C, **options)
-    grid, options = (chunks, cdiv(C, JOINED)), {"rows": ROWS, "columns": JOINED, "chunks": CHUNKS, "num_warps": 4}
-    launch(_join_chunks, grid, dwte, parts, sorted_tokens, N, C, **options)
-    if dwpe is not None:
-        add_column_sums(dwpe[:T].reshape(-1), dx.reshape(B, T * C))

@@ -14,9 +14,19 @@ CUBIC = tl.constexpr(0.044715)
 BLOCK = 2**16 if INTERPRETED else 2048
 
 
+def gelu_forward(y: DeviceArray, x: DeviceArray) -> None:
+    """x -> y, any shape; y may be x."""
+    launch(_forward, (cdiv(x.size, BLOCK),), y, x, x.size, block=BLOCK)
+
+
+def gelu_backward(dx: DeviceArray, dy: DeviceArray, x: DeviceArray) -> None:
+    """dy -> dx = dy * GELU'(x), any shape; dx may be dy."""
+    launch(_backward, (cdiv(x.size, BLOCK),), dx, dy, x, x.size, block=BLOCK)
+
+
 @triton.jit
 def tanh(x):
-    """Returns the tanh of float32, in a form that cannot overflow."""
+    """tanh of float32 x, in a form that cannot overflow."""
     e = tl.exp(-2.0 * tl.abs(x))
     t = (1.0 - e) / (1.0 + e)
     return tl.where(x < 0, -t, t)
@@ -24,13 +34,13 @@ def tanh(x):
 
 @triton.jit
 def gelu(x):
-    """Returns the GELU of float32 x."""
+    """GELU of float32 x."""
     return 0.5 * x * (1.0 + tanh(SCALE * (x + CUBIC * x * x * x)))
 
 
 @triton.jit
 def gelu_gradient(x):
-    """Returns the derivative of GELU at float32 x."""
+    """The derivative of GELU at float32 x."""
     t = tanh(SCALE * (x + CUBIC * x * x * x))
     return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * SCALE * (1.0 + 3.0 * CUBIC * x * x)
 
@@ -50,13 +60,3 @@ def _backward(dx, dy, x, n, block: tl.constexpr):
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     gradient = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32) * gelu_gradient(value)
     tl.store(dx + at, gradient.to(dx.dtype.element_ty), mask=inside)
-
-
-def gelu_forward(y: DeviceArray, x: DeviceArray) -> None:
-    """x -> y, any shape; y may be x."""
-    launch(_forward, (cdiv(x.size, BLOCK),), y, x, x.size, block=BLOCK)
-
-
-def gelu_backward(dx: DeviceArray, dy: DeviceArray, x: DeviceArray) -> None:
-    """dy -> dx = dy * GELU'(x), any shape; dx may be dy."""
-    launch(_backward, (cdiv(x.size, BLOCK),), dx, dy, x, x.size, block=BLOCK)

@@ -6,7 +6,7 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from llmpy.kernels.cuda.primitives.reduce import add_column_sums
+from llmpy.kernels.cuda.primitives.reduce import add_rows
 from llmpy.kernels.cuda.primitives.row_blocks import row_tile
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.device import INTERPRETED
@@ -15,6 +15,36 @@ from llmpy.kernels.cuda.runtime.workspace import scratch
 
 EPS = tl.constexpr(1e-5)
 PROGRAMS = 4 if INTERPRETED else 528  # of the backward pass; 4 for each multiprocessor of an H200
+
+
+def layernorm_forward(
+    y: DeviceArray, mean: DeviceArray, rstd: DeviceArray, x: DeviceArray, w: DeviceArray, b: DeviceArray
+) -> None:
+    """x [N, C], w [C], b [C] -> y [N, C]; mean [N] and rstd [N] are kept for the backward pass."""
+    N, C = x.shape
+    block = row_tile(C)
+    launch(_forward, (cdiv(N, block["rows"]),), y, mean, rstd, x, w, b, N, C, **block)
+
+
+def layernorm_backward(
+    dresidual: DeviceArray,
+    dw: DeviceArray,
+    db: DeviceArray,
+    dy: DeviceArray,
+    x: DeviceArray,
+    w: DeviceArray,
+    mean: DeviceArray,
+    rstd: DeviceArray,
+) -> None:
+    """dy [N, C]; dresidual [N, C], dw [C] and db [C] are added to: x is the residual stream, which has a gradient
+    already."""
+    N, C = x.shape
+    block = row_tile(C)
+    programs = min(cdiv(N, block["rows"]), PROGRAMS)
+    parts = scratch("norm gradients", 2, programs, C, dtype=np.float32)
+    launch(_backward, (programs,), dresidual, parts, dy, x, w, mean, rstd, N, C, **block)
+    add_rows(dw, parts[0])
+    add_rows(db, parts[1])
 
 
 @triton.jit
@@ -60,33 +90,3 @@ def _backward(dresidual, parts, dy, x, w, mean, rstd, N, C, rows: tl.constexpr, 
     place = parts + program.to(tl.int64) * C + column
     tl.store(place, tl.sum(dw, 0), mask=in_row)
     tl.store(place + programs.to(tl.int64) * C, tl.sum(db, 0), mask=in_row)
-
-
-def layernorm_forward(
-    y: DeviceArray, mean: DeviceArray, rstd: DeviceArray, x: DeviceArray, w: DeviceArray, b: DeviceArray
-) -> None:
-    """x [N, C], w [C], b [C] -> y [N, C]; mean [N] and rstd [N] are kept for the backward pass."""
-    N, C = x.shape
-    block = row_tile(C)
-    launch(_forward, (cdiv(N, block["rows"]),), y, mean, rstd, x, w, b, N, C, **block)
-
-
-def layernorm_backward(
-    dresidual: DeviceArray,
-    dw: DeviceArray,
-    db: DeviceArray,
-    dy: DeviceArray,
-    x: DeviceArray,
-    w: DeviceArray,
-    mean: DeviceArray,
-    rstd: DeviceArray,
-) -> None:
-    """dy [N, C]; dresidual [N, C], dw [C] and db [C] are added to: x is the residual stream, which has a gradient
-    already."""
-    N, C = x.shape
-    block = row_tile(C)
-    programs = min(cdiv(N, block["rows"]), PROGRAMS)
-    parts = scratch("norm gradients", 2, programs, C, dtype=np.float32)
-    launch(_backward, (programs,), dresidual, parts, dy, x, w, mean, rstd, N, C, **block)
-    add_column_sums(dw, parts[0])
-    add_column_sums(db, parts[1])

@@ -16,16 +16,8 @@ from llmpy.kernels.cuda.gemm.problem import (
     NT,
     TN,
 )
-from llmpy.kernels.cuda.primitives.column_sums import add_column_sums
+from llmpy.kernels.cuda.primitives.reduce import add_column_sums
 from llmpy.kernels.cuda.runtime.array import DeviceArray
-
-
-def operand(w, x: DeviceArray | None = None) -> DeviceArray:
-    """The array [OC, C] that a product with x reads of a weight: an array, a `Weight`, or a `DeviceMatrix`, made of the
-    same numbers as x where it is of others."""
-    if isinstance(w, DeviceMatrix):
-        return w.dequantized(w.data.dtype if x is None else x.dtype)
-    return w.matrix if isinstance(w, Weight) else w
 
 
 def linear_forward(
@@ -65,3 +57,11 @@ def linear_backward(
         add_column_sums(db, dy)
     if dx is not None and not gelu:
         multiply(dx, dy, operand(w), NN)
+
+
+def operand(w, x: DeviceArray | None = None) -> DeviceArray:
+    """The array [OC, C] that a product with x reads of a weight: an array, a `Weight`, or a `DeviceMatrix`, made of the
+    same numbers as x where it is of others."""
+    if isinstance(w, DeviceMatrix):
+        return w.dequantized(w.data.dtype if x is None else x.dtype)
+    return w.matrix if isinstance(w, Weight) else w

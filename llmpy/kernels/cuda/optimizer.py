@@ -19,6 +19,52 @@ from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 BLOCK = 2**16 if INTERPRETED else 1024
 
 
+def adamw(
+    p: DeviceArray,
+    g: DeviceArray,
+    m: DeviceArray,
+    v: DeviceArray,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float | DeviceArray,
+    weight: Weight | None = None,
+    rounding: int = 0,
+) -> None:
+    """p, g, m, v [n]: one step; `step` counts from 1; `grad_scale` multiplies g (clipping). m, v and p are updated.
+
+    With a `weight` they are [OC, C], and it becomes the new p as `pack_weight` makes it. `grad_scale` may lie on the
+    device, float32 [1], where `clip_scale` leaves it.
+    """
+    copy, on_device = p if weight is None else weight.numbers, isinstance(grad_scale, DeviceArray)
+    rate, v_scale = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
+    numbers = rate, 1 - beta1, 1 - beta2, v_scale, eps, lr * weight_decay, grad_scale
+    options = {"scale_on_device": on_device, "copied": weight is not None, "at_random": rounding != 0, "block": BLOCK}
+    launch(_adamw, (cdiv(p.size, BLOCK),), p, g, m, v, copy, p.size, *numbers, signed(rounding), **options)
+
+
+def pack_weight(weight: Weight, w: DeviceArray, rounding: int = 0) -> None:
+    """w, float32 [OC, C] -> the weight: the nearest bfloat16 numbers, or where `rounding` is not 0, above or below at
+    random with that seed (32 bits), so that the mean is w."""
+    options = {"at_random": rounding != 0, "block": BLOCK}
+    launch(_pack_weight, (cdiv(w.size, BLOCK),), weight.numbers, w, w.size, signed(rounding), **options)
+
+
+def global_norm(g: DeviceArray) -> float:
+    """g [n] -> its L2 norm, a Python float; parts of fixed size are summed in order, in float64."""
+    return math.sqrt(np.sum(sum_parts(g, squares=True).numpy()))
+
+
+def clip_scale(scale: DeviceArray, norm: DeviceArray, g: DeviceArray, largest: float) -> None:
+    """norm [1] = the L2 norm of g [n], and scale [1] = what to multiply g with so that it is at most `largest` (0: no
+    limit), both on the device: the optimizer's step can follow without waiting for them."""
+    parts = sum_parts(g, squares=True)
+    launch(_finish_norm, (1,), norm, scale, parts, len(parts), largest, block=PROGRAMS)
+
+
 @triton.jit
 def round_at_random(value, index, seed):
     """float32 -> a bfloat16 above or below it, so that the mean over many indices and seeds is the value.
@@ -76,49 +122,3 @@ def _finish_norm(norm, scale, parts, count, largest, block: tl.constexpr):
     tl.store(norm, length.to(norm.dtype.element_ty))
     clipped = (largest > 0) & (length > largest)
     tl.store(scale, tl.where(clipped, largest / length, 1.0).to(scale.dtype.element_ty))
-
-
-def adamw(
-    p: DeviceArray,
-    g: DeviceArray,
-    m: DeviceArray,
-    v: DeviceArray,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    step: int,
-    grad_scale: float | DeviceArray,
-    weight: Weight | None = None,
-    rounding: int = 0,
-) -> None:
-    """p, g, m, v [n]: one step; `step` counts from 1; `grad_scale` multiplies g (clipping). m, v and p are updated.
-
-    With a `weight` they are [OC, C], and it becomes the new p as `pack_weight` makes it. `grad_scale` may lie on the
-    device, float32 [1], where `clip_scale` leaves it.
-    """
-    copy, on_device = p if weight is None else weight.numbers, isinstance(grad_scale, DeviceArray)
-    rate, v_scale = lr / (1 - beta1**step), 1 / math.sqrt(1 - beta2**step)
-    numbers = rate, 1 - beta1, 1 - beta2, v_scale, eps, lr * weight_decay, grad_scale
-    options = {"scale_on_device": on_device, "copied": weight is not None, "at_random": rounding != 0, "block": BLOCK}
-    launch(_adamw, (cdiv(p.size, BLOCK),), p, g, m, v, copy, p.size, *numbers, signed(rounding), **options)
-
-
-def pack_weight(weight: Weight, w: DeviceArray, rounding: int = 0) -> None:
-    """w, float32 [OC, C] -> the weight: the nearest bfloat16 numbers, or where `rounding` is not 0, above or below at
-    random with that seed (32 bits), so that the mean is w."""
-    options = {"at_random": rounding != 0, "block": BLOCK}
-    launch(_pack_weight, (cdiv(w.size, BLOCK),), weight.numbers, w, w.size, signed(rounding), **options)
-
-
-def global_norm(g: DeviceArray) -> float:
-    """g [n] -> its L2 norm, a Python float; parts of fixed size are summed in order, in float64."""
-    return math.sqrt(np.sum(sum_parts(g, squares=True).numpy()))
-
-
-def clip_scale(scale: DeviceArray, norm: DeviceArray, g: DeviceArray, largest: float) -> None:
-    """norm [1] = the L2 norm of g [n], and scale [1] = what to multiply g with so that it is at most `largest` (0: no
-    limit), both on the device: the optimizer's step can follow without waiting for them."""
-    parts = sum_parts(g, squares=True)
-    launch(_finish_norm, (1,), norm, scale, parts, len(parts), largest, block=PROGRAMS)

@@ -7,11 +7,30 @@ import triton
 import triton.language as tl
 
 from llmpy.kernels.cuda.layernorm import PROGRAMS
-from llmpy.kernels.cuda.primitives.reduce import add_column_sums
+from llmpy.kernels.cuda.primitives.reduce import add_rows
 from llmpy.kernels.cuda.primitives.row_blocks import row_tile
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 from llmpy.kernels.cuda.runtime.workspace import scratch
+
+
+def rmsnorm_forward(y: DeviceArray, rstd: DeviceArray, x: DeviceArray, w: DeviceArray, eps: float = 1e-5) -> None:
+    """x [N, C], w [C] -> y [N, C]; rstd [N] is kept for the backward pass."""
+    N, C = x.shape
+    block = row_tile(C)
+    launch(_forward, (cdiv(N, block["rows"]),), y, rstd, x, w, eps, N, C, **block)
+
+
+def rmsnorm_backward(
+    dresidual: DeviceArray, dw: DeviceArray, dy: DeviceArray, x: DeviceArray, w: DeviceArray, rstd: DeviceArray
+) -> None:
+    """dy [N, C]; dresidual [N, C] and dw [C] are added to: x is the residual stream, which has a gradient already."""
+    N, C = x.shape
+    block = row_tile(C)
+    programs = min(cdiv(N, block["rows"]), PROGRAMS)
+    parts = scratch("norm gradients", programs, C, dtype=np.float32)
+    launch(_backward, (programs,), dresidual, parts, dy, x, w, rstd, N, C, **block)
+    add_rows(dw, parts)
 
 
 @triton.jit
@@ -48,22 +67,3 @@ def _backward(dresidual, parts, dy, x, w, rstd, N, C, rows: tl.constexpr, column
         dx = scale[:, None] * (dnorm - norm * along[:, None])
         tl.store(dresidual + at, (before + dx).to(dresidual.dtype.element_ty), mask=inside)
     tl.store(parts + program.to(tl.int64) * C + column, tl.sum(dw, 0), mask=in_row)
-
-
-def rmsnorm_forward(y: DeviceArray, rstd: DeviceArray, x: DeviceArray, w: DeviceArray, eps: float = 1e-5) -> None:
-    """x [N, C], w [C] -> y [N, C]; rstd [N] is kept for the backward pass."""
-    N, C = x.shape
-    block = row_tile(C)
-    launch(_forward, (cdiv(N, block["rows"]),), y, rstd, x, w, eps, N, C, **block)
-
-
-def rmsnorm_backward(
-    dresidual: DeviceArray, dw: DeviceArray, dy: DeviceArray, x: DeviceArray, w: DeviceArray, rstd: DeviceArray
-) -> None:
-    """dy [N, C]; dresidual [N, C] and dw [C] are added to: x is the residual stream, which has a gradient already."""
-    N, C = x.shape
-    block = row_tile(C)
-    programs = min(cdiv(N, block["rows"]), PROGRAMS)
-    parts = scratch("norm gradients", programs, C, dtype=np.float32)
-    launch(_backward, (programs,), dresidual, parts, dy, x, w, rstd, N, C, **block)
-    add_column_sums(dw, parts)

@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021), in place on queries and keys where they lie in the buffer of qkv."""
+"""Rotary positions (Su et al. 2021), in place on queries and keys in the qkv buffer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,31 @@ import triton.language as tl
 from llmpy.kernels.cuda.primitives.row_blocks import row_tile
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.launch import cdiv, launch
+
+
+def rope_forward(
+    x: DeviceArray,
+    cos: DeviceArray,
+    sin: DeviceArray,
+    interleaved: bool = True,
+    positions: DeviceArray | None = None,
+) -> None:
+    """x [B, T, heads, hs], rotated in place; cos, sin [maxT, hs/2] of the angles of every position.
+
+    positions int32 [B] is where x[:, 0] lies in each sequence; None: at 0.
+    """
+    _launch(x, cos, sin, interleaved, positions, 1.0)
+
+
+def rope_backward(
+    dx: DeviceArray,
+    cos: DeviceArray,
+    sin: DeviceArray,
+    interleaved: bool = True,
+    positions: DeviceArray | None = None,
+) -> None:
+    """Rotates dy to dx in place by the negative angles: the transpose of a rotation is its inverse."""
+    _launch(dx, cos, sin, interleaved, positions, -1.0)
 
 
 @triton.jit
@@ -37,31 +62,6 @@ def _turn(
         second = tl.load(at + half, mask=inside, other=0.0).to(tl.float32)
         tl.store(at, (first * c - second * s).to(x.dtype.element_ty), mask=inside)
         tl.store(at + half, (first * s + second * c).to(x.dtype.element_ty), mask=inside)
-
-
-def rope_forward(
-    x: DeviceArray,
-    cos: DeviceArray,
-    sin: DeviceArray,
-    interleaved: bool = True,
-    positions: DeviceArray | None = None,
-) -> None:
-    """x [B, T, heads, hs], turned in place; cos, sin [maxT, hs/2] of every position's angles.
-
-    positions int32 [B] is where x[:, 0] lies in each sequence; None: at 0.
-    """
-    _launch(x, cos, sin, interleaved, positions, 1.0)
-
-
-def rope_backward(
-    dx: DeviceArray,
-    cos: DeviceArray,
-    sin: DeviceArray,
-    interleaved: bool = True,
-    positions: DeviceArray | None = None,
-) -> None:
-    """Overwrites dy by dx: the inverse rotation, because the transpose of a rotation is its inverse."""
-    _launch(dx, cos, sin, interleaved, positions, -1.0)
 
 
 def _launch(x, cos, sin, interleaved, positions, direction):

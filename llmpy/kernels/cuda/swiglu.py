@@ -1,5 +1,5 @@
-"""SwiGLU (Shazeer 2020): y = silu(gate) * up. Bound by memory: the backward pass makes y again while gate and up are at
-hand, which costs less than to read it."""
+"""SwiGLU (Shazeer 2020): y = silu(gate) * up. Bound by memory: the backward pass recomputes y from gate and up, which
+costs less than reading y."""
 
 from __future__ import annotations
 
@@ -13,16 +13,31 @@ from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 COLUMNS = 2048  # at most, to a program
 
 
+def swiglu_forward(y: DeviceArray, gateup: DeviceArray, up: DeviceArray | None = None) -> None:
+    """gateup [N, 2H], or gate and up [N, H] apart -> y [N, H]."""
+    N, H = y.shape
+    gate, up = (gateup[:, :H], gateup[:, H:]) if up is None else (gateup, up)
+    block = row_tile(min(H, COLUMNS))
+    launch(_forward, _grid(N, H, block), y, gate, up, N, H, gate.strides[0], up.strides[0], **block)
+
+
+def swiglu_backward(dgateup: DeviceArray, y: DeviceArray, dy: DeviceArray, gateup: DeviceArray) -> None:
+    """dy [N, H] -> dgateup [N, 2H], recomputes the output y [N, H]; dgateup may be gateup, and y may be dy."""
+    N, H = y.shape
+    block = row_tile(min(H, COLUMNS))
+    launch(_backward, _grid(N, H, block), dgateup, y, dy, gateup, N, H, **block)
+
+
 @triton.jit
 def _sigmoid(x):
-    """Returns the sigmoid of float32, in a form that cannot overflow."""
+    """The sigmoid of float32 x, in a form that cannot overflow."""
     e = tl.exp(-tl.abs(x))
     return tl.where(x < 0, e, 1.0) / (1.0 + e)
 
 
 @triton.jit
 def _place(N, H, rows: tl.constexpr, columns: tl.constexpr):
-    """The rows and columns of this program -> rows [rows, 1], columns [1, columns], and which of them are there."""
+    """The rows [rows, 1] and columns [1, columns] of this program, and a mask of those that exist."""
     row = (tl.program_id(0) * rows + tl.arange(0, rows)).to(tl.int64)[:, None]
     column = (tl.program_id(1) * columns + tl.arange(0, columns))[None, :]
     return row, column, (row < N) & (column < H)
@@ -53,18 +68,3 @@ def _backward(dgateup, y, dy, gateup, N, H, rows: tl.constexpr, columns: tl.cons
 
 def _grid(N: int, H: int, block: dict[str, int]) -> tuple[int, int]:
     return cdiv(N, block["rows"]), cdiv(H, block["columns"])
-
-
-def swiglu_forward(y: DeviceArray, gateup: DeviceArray, up: DeviceArray | None = None) -> None:
-    """gateup [N, 2H], or gate and up [N, H] apart -> y [N, H]."""
-    N, H = y.shape
-    gate, up = (gateup[:, :H], gateup[:, H:]) if up is None else (gateup, up)
-    block = row_tile(min(H, COLUMNS))
-    launch(_forward, _grid(N, H, block), y, gate, up, N, H, gate.strides[0], up.strides[0], **block)
-
-
-def swiglu_backward(dgateup: DeviceArray, y: DeviceArray, dy: DeviceArray, gateup: DeviceArray) -> None:
-    """dy [N, H] -> dgateup [N, 2H], and the output y [N, H] once more; dgateup may be gateup, and y may be dy."""
-    N, H = y.shape
-    block = row_tile(min(H, COLUMNS))
-    launch(_backward, _grid(N, H, block), dgateup, y, dy, gateup, N, H, **block)

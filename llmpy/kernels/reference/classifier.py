@@ -1,7 +1,7 @@
-"""The language-model head and cross-entropy together, a few rows at a time: the [N, V] logits never exist at once.
+"""The language-model head and cross-entropy together, one chunk of rows at a time: [N, V] logits never exist at once.
 
-loss = logsumexp(x w^T) - (x w^T)[target]. Its gradient by the logits is softmax - onehot(target), so the gradients of x
-and w can be made while the chunk of logits is at hand (as Liger-Kernel's fused linear cross-entropy does).
+loss = logsumexp(x w^T) - (x w^T)[target]. The gradient of the logits is softmax - onehot(target), so the gradients of x
+and w can be computed while the chunk of logits is in memory (as Liger-Kernel's fused linear cross-entropy does).
 """
 
 import numpy as np
@@ -18,7 +18,10 @@ def classifier_forward(losses, x, w, targets, logits):
 
 
 def classifier_backward(losses, dx, dw, x, w, targets, scale, logits, accumulate=True):
-    """As forward, and the gradients of scale * losses.sum(): dx [N, C] is written, dw [V, C] added to (or written)."""
+    """Computes the losses, and the gradients of scale * losses.sum(): overwrites dx [N, C], accumulates dw [V, C].
+
+    With accumulate=False, dw is overwritten.
+    """
     for rows in _chunks(len(x), len(logits)):
         chunk, target = logits[: rows.stop - rows.start], targets[rows]
         linear_forward(chunk, x[rows], w)

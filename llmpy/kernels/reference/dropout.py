@@ -1,8 +1,8 @@
-"""Dropout (Srivastava et al. 2014): each number is zero with probability p, else divided by 1 - p.
+"""Dropout (Srivastava et al. 2014): each element is zero with probability p, else divided by 1 - p.
 
-Which ones is decided by a hash of the number's index and a key, so that no mask is kept: the same call, with the same
-key, is the backward pass. Counters instead of a generator's state: Salmon et al. 2011; the mixing of 32 bits is
-lowbias32 (Wellons 2018).
+A hash of the element's index and a key decides which elements are dropped, so no mask is saved: the backward pass is
+the same call with the same key. The hash takes a counter instead of the state of a generator (Salmon et al. 2011); it
+mixes 32 bits with lowbias32 (Wellons 2018).
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 def dropout(y, x, probability, key, residual=None):
     """x, any shape -> y = x * mask / (1 - probability), plus `residual` if given; y may be x or residual.
 
-    `key` is an int of 64 bits: another for every place where a model drops, and for every step.
+    `key` is an int of 64 bits, different for every place where a model drops, and for every step.
     """
     low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32 & 0xFFFFFFFF)
     index = np.arange(x.size, dtype=np.uint64).astype(np.uint32).reshape(x.shape)

@@ -1,4 +1,4 @@
-"""Token and position embedding: x[b, t] = wte[tokens[b, t]] + wpe[start + t]; without wpe, of tokens alone."""
+"""Token and position embedding: x[b, t] = wte[tokens[b, t]] + wpe[start + t]; without wpe, only the tokens' rows."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ def embedding_forward(x, tokens, wte, wpe=None, start=0):
 
 
 def embedding_backward(dwte, dwpe, dx, tokens):
-    """dx [B, T, C], tokens [B, T]; dwte [V, C] and dwpe [maxT, C], or None, are added to."""
+    """dx [B, T, C], tokens [B, T]; accumulates dwte [V, C] and dwpe [maxT, C], which may be None."""
     np.add.at(dwte, tokens, dx)
     if dwpe is not None:
         dwpe[: tokens.shape[1]] += dx.sum(0)

@@ -1,4 +1,4 @@
-"""The linear layer, y = x w^T + b, with what is fused to its ends: a residual, or the GELU before or after it."""
+"""The linear layer, y = x w^T + b, fused with a residual addition, or with the GELU before or after the layer."""
 
 import ml_dtypes
 import numpy as np

@@ -1,16 +1,16 @@
-"""Rotary positions (Su et al. 2021): channel pair i of a head is turned by the angle position * frequency[i].
+"""Rotary positions (Su et al. 2021): channel pair i of a head is rotated by the angle position * frequency[i].
 
-A product of a query and a key then depends on the distance between their positions alone. The pairs are neighbours
-(2i, 2i + 1) where `interleaved` (the paper, Meta, llama2.c), else (i, i + hs/2) (Hugging Face).
+The dot product of a query and a key then depends only on the distance between their positions. A pair is two neighbours
+(2i, 2i + 1) if `interleaved` (the paper, Meta, llama2.c), else (i, i + hs/2) (Hugging Face).
 """
 
 import numpy as np
 
 
 def rope_forward(x, cos, sin, interleaved=True, positions=None):
-    """x [B, T, heads, hs], turned in place; cos, sin [maxT, hs/2] of every position's angles.
+    """Rotates x [B, T, heads, hs] in place; cos, sin [maxT, hs/2] of the angles of every position.
 
-    positions int32 [B] is where x[:, 0] lies in each sequence; None: at 0.
+    positions int32 [B] are the positions of x[:, 0]; None: 0.
     """
     B, T, _, hs = x.shape
     starts = np.zeros(B, np.int32) if positions is None else positions
@@ -21,5 +21,5 @@ def rope_forward(x, cos, sin, interleaved=True, positions=None):
 
 
 def rope_backward(dx, cos, sin, interleaved=True, positions=None):
-    """dy, in the same memory, -> dx: turned back, for a rotation's transpose is its inverse."""
+    """Rotates dy to dx in place by the negative angles: the transpose of a rotation is its inverse."""
     rope_forward(dx, cos, -sin, interleaved, positions)

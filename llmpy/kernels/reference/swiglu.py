@@ -10,7 +10,7 @@ def swiglu_forward(y, gateup, up=None):
 
 
 def swiglu_backward(dgateup, y, dy, gateup):
-    """dy [N, H] -> dgateup [N, 2H], and the output y [N, H] once more; dgateup may be gateup, and y may be dy."""
+    """dy [N, H] -> dgateup [N, 2H]; recomputes the output y [N, H]; dgateup may be gateup, and y may be dy."""
     gate, up, sigmoid = _parts(gateup)
     silu, H = gate * sigmoid, dy.shape[-1]
     output, dgate, dup = silu * up, dy * up * sigmoid * (1 + gate * (1 - sigmoid)), dy * silu

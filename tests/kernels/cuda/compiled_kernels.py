@@ -77,8 +77,8 @@ def others():
 
 def sums():
     for dtype, columns in (("fp32", 768), ("bf16", 2**20)):
-        block = reduce.column_tile(columns)
-        yield in_rows(f"column_sums-{columns}", reduce._add_column_sums, block, dtype, given={"y": "*fp32"})
+        block = reduce.rows_configuration(columns)
+        yield in_rows(f"column_sums-{columns}", reduce._add_rows, block, dtype, given={"y": "*fp32"})
     for squares in (True, False):
         constants, given = {"squares": squares, "block": reduce.BLOCK}, {"parts": "*fp64"}
         yield case(f"sums-of-{'squares' if squares else 'numbers'}", reduce._sum_parts, constants, given=given)

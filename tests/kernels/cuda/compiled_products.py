@@ -2,7 +2,7 @@ from llmpy.kernels.cuda import classifier
 from llmpy.kernels.cuda.gemm.problem import BIAS, BIAS_GELU, BIAS_RESIDUAL, GELU_GRADIENT, NN, NOTHING, NT, TN
 from llmpy.kernels.cuda.gemm.tile_sizes import ROUGH, table
 from llmpy.kernels.cuda.gemm.triton_gemm import GROUP, add_parts, multiply_tile, slices
-from llmpy.kernels.cuda.primitives import column_sums
+from llmpy.kernels.cuda.primitives import reduce
 from tests.kernels.cuda.compiling import CAPABILITIES, Case
 
 NUMBERS = ("M", "N", "K", "a_rows", "a_depth", "c_columns", "part_depth", "a_stride", "b_stride", "c_stride")
@@ -87,7 +87,7 @@ def cross_entropy(logits, gradients, backward):
 
 
 def column_sums_cases():
-    chosen = column_sums.configuration(65536, 3072)
+    chosen = reduce.column_sums_configuration(65536, 3072)
     warps = {"num_warps": chosen["num_warps"]}
     for dtype in ("fp32", "bf16"):
         signature = {
@@ -96,10 +96,10 @@ def column_sums_cases():
             **dict.fromkeys(("rows", "columns", "stride", "piece_rows"), "i32"),
         }
         blocks = {name: chosen[name] for name in ("block_rows", "block_columns")}
-        yield Case(f"column-sums-{dtype}", column_sums.sum_pieces, signature, blocks, tuple(signature), warps)
+        yield Case(f"column-sums-{dtype}", reduce.sum_pieces, signature, blocks, tuple(signature), warps)
     signature = {"y": "*fp32", "sums": "*fp32", "pieces": "i32", "columns": "i32"}
-    blocks = {"block_pieces": column_sums.PIECES, "block_columns": chosen["block_columns"]}
-    yield Case("column-sums-ended", column_sums.add_pieces, signature, blocks, tuple(signature), warps)
+    blocks = {"block_pieces": reduce.PIECES, "block_columns": chosen["block_columns"]}
+    yield Case("column-sums-ended", reduce.add_pieces, signature, blocks, tuple(signature), warps)
     for dtype in ("fp32", "bf16"):
         signature = {"c": f"*{dtype}", "parts": "*fp32", "count": "i32", "size": "i32"}
         constants = {"accumulate": dtype == "fp32", "block": 1024}

@@ -98,46 +98,46 @@ def many_numbers_may_be_on_their_way():
 
 def lots_go_ahead_and_are_delivered_in_order():
     x, y = empty(100, dtype=np.int32), empty(3, 3)
-    lots, found = gpu.copies_ahead(1024), []
+    queue, found = gpu.copies_ahead(1024), []
 
     def put(n):
         tokens = np.full(100, n, np.int32)
-        lots.put(tokens, np.full((3, 3), n / 2, np.float32))
+        queue.put(tokens, np.full((3, 3), n / 2, np.float32))
         tokens[:] = -1
 
     put(1)
     put(2)
     for n in range(3, 9):
-        lots.deliver(x.address, y.address)
+        queue.deliver(x.address, y.address)
         put(n)  # overwrites the place of the lot before it was read, unless it is waited for
         found.append([set(x.numpy().tolist()) == {n - 2}, float(y.numpy()[2, 2])])
     return found
 
 
 def a_lot_is_waited_for_where_it_is_delivered():
-    x, lots = empty(8, dtype=np.int32), gpu.copies_ahead(256)
-    lots.put(np.arange(8, dtype=np.int32))
-    lots.deliver(x.address)
+    x, queue = empty(8, dtype=np.int32), gpu.copies_ahead(256)
+    queue.put(np.arange(8, dtype=np.int32))
+    queue.deliver(x.address)
     return x.numpy().tolist()
 
 
 def a_lot_is_not_overwritten_before_it_is_delivered():
     """Each goes to a place of its own, and none is looked at before the last is on its way."""
-    places, lots = [empty(1, dtype=np.int32) for _ in range(9)], gpu.copies_ahead(256)
+    places, queue = [empty(1, dtype=np.int32) for _ in range(9)], gpu.copies_ahead(256)
     for n, place in enumerate(places):
-        lots.put(np.array([n], np.int32))
-        lots.deliver(place.address)
+        queue.put(np.array([n], np.int32))
+        queue.deliver(place.address)
     return [int(place.numpy()[0]) for place in places]
 
 
 def a_lot_of_a_wrong_size_is_refused():
-    lots = gpu.copies_ahead(512)
+    queue = gpu.copies_ahead(512)
     full = np.zeros(64, np.float32)
-    lots.put(full, full)
-    lots.put(full)
+    queue.put(full, full)
+    queue.put(full)
     return [
-        refused(lots.put, full),
-        refused(lots.deliver, 1),
+        refused(queue.put, full),
+        refused(queue.deliver, 1),
         refused(gpu.copies_ahead(512).deliver, 1),
         refused(gpu.copies_ahead(512).put, full, full, np.zeros(1)),
     ]

@@ -27,13 +27,13 @@ def test_a_number_has_arrived_when_it_was_asked_for(host):
 
 
 def test_lots_are_delivered_in_order_as_they_were_when_put(host):
-    x, y, lots = DeviceArray.of(np.zeros(5, np.int32)), DeviceArray.of(np.zeros((2, 3))), host.copies_ahead(512)
+    x, y, queue = DeviceArray.of(np.zeros(5, np.int32)), DeviceArray.of(np.zeros((2, 3))), host.copies_ahead(512)
     for n in (1, 2):
         tokens = np.full(5, n, np.int32)
-        lots.put(tokens, np.full((3, 2), n).T.astype(float))
+        queue.put(tokens, np.full((3, 2), n).T.astype(float))
         tokens[:] = -1
     for n in (1, 2):
-        lots.deliver(x.address, y.address)
+        queue.deliver(x.address, y.address)
         assert set(x.numpy()) == {n}
         assert (y.numpy() == n).all()
 
@@ -41,22 +41,22 @@ def test_lots_are_delivered_in_order_as_they_were_when_put(host):
 @pytest.mark.parametrize(
     ("put", "deliver", "message"),
     [
-        ([(1,), (1,), (1,)], (), "2 lots wait already"),
-        ([(1, 1, 1)], (), "a lot of 768 bytes where 512 were planned"),
-        ([], (1,), "no lot waits"),
-        ([(1, 1)], (1,), "1 addresses for a lot of 2 arrays"),
+        ([(1,), (1,), (1,)], (), "2 batches wait already"),
+        ([(1, 1, 1)], (), "a batch of 768 bytes where 512 were planned"),
+        ([], (1,), "no batch waits"),
+        ([(1, 1)], (1,), "1 addresses for a batch of 2 arrays"),
     ],
 )
 def test_what_does_not_fit_is_refused(host, put, deliver, message):
-    lots = host.copies_ahead(300)
+    queue = host.copies_ahead(300)
     with pytest.raises(ValueError, match=message):
-        host_lots(lots, put, deliver)
+        queue_all(queue, put, deliver)
 
 
-def host_lots(lots, put, deliver):
+def queue_all(queue, put, deliver):
     for sizes in put:
-        lots.put(*(np.zeros(size) for size in sizes))
-    lots.deliver(*deliver)
+        queue.put(*(np.zeros(size) for size in sizes))
+    queue.deliver(*deliver)
 
 
 def test_a_captured_function_is_called_each_time(host):

@@ -20,7 +20,7 @@ from llmpy.kernels.cuda.gemm.tile_sizes import (
     table,
 )
 from llmpy.kernels.cuda.gemm.triton_gemm import add_up, gemm
-from llmpy.kernels.cuda.primitives.column_sums import add_column_sums
+from llmpy.kernels.cuda.primitives.reduce import add_column_sums
 from tests.kernels.cuda.products import FORMS, LAYOUTS, Case, seen
 from tests.kernels.numerics import BFLOAT16, NARROW, Arrays, assert_agree
 

@@ -23,10 +23,10 @@ ANSWERS = {
     "a_lot_is_waited_for_where_it_is_delivered": list(range(8)),
     "a_lot_is_not_overwritten_before_it_is_delivered": list(range(9)),
     "a_lot_of_a_wrong_size_is_refused": [
-        "ValueError: 2 lots wait already: deliver one before the next is put",
-        "ValueError: 1 addresses for a lot of 2 arrays",
-        "ValueError: no lot waits to be delivered",
-        "ValueError: a lot of 768 bytes where 512 were planned",
+        "ValueError: 2 batches wait already: deliver one before the next is put",
+        "ValueError: 1 addresses for a batch of 2 arrays",
+        "ValueError: no batch waits to be delivered",
+        "ValueError: a batch of 768 bytes where 512 were planned",
     ],
     "a_graph_does_what_the_function_did": [[[0.0, *[float(i + n) for i in range(1, 6)]] for n in range(4)], 2, 3],
     "a_failed_capture_leaves_the_stream_usable": [
@@ -106,14 +106,14 @@ def test_a_run_that_does_not_fit_is_told_the_largest_batch_that_does(driver):
     script = """
 import json
 from dataclasses import replace
-from llmpy import assembly
-from llmpy.config import shape_of
 from llmpy.errors import UserError
-from llmpy.run_config import TrainConfig
+from llmpy.models.config import shape_of
+from llmpy.training.config import TrainConfig
+from llmpy.training.setup import check_memory
 config = TrainConfig(device="cuda", model="d12", batch_size=64, sequence_length=1024, precision="float32")
 def said(config):
     try:
-        assembly.check_memory(shape_of("d12", 50257, 1024), config)
+        check_memory(shape_of("d12", 50257, 1024), config)
     except UserError as error:
         return str(error)
 first = said(config)
@@ -127,8 +127,8 @@ print(json.dumps([first, said(replace(config, batch_size=fits)), said(replace(co
 
 
 def test_the_driver_itself_says_what_cards_there_are(driver):
-    script = "import json; from dataclasses import asdict; from llmpy.kernels import probe; "
-    script += "print(json.dumps(asdict(probe.ask())))"
+    script = "import json; from dataclasses import asdict; from llmpy.kernels import gpu_detect; "
+    script += "print(json.dumps(asdict(gpu_detect.ask())))"
     card = {"name": "NVIDIA L4", "memory": 2**37, "capability": [9, 0]}
     cards = [{"ordinal": 0, **card}, {"ordinal": 1, **card}]
     found = fake_gpu.told(driver, script, FAKE_CUDA_COUNT="2", FAKE_CUDA_NAME="NVIDIA L4", FAKE_CUDA_VERSION="12080")

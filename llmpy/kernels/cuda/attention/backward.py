@@ -1,8 +1,7 @@
-"""Backward pass of attention: recomputes the softmax from the log-sum-exp of its rows (Dao 2023, FlashAttention-2).
+"""The backward pass of attention: recomputes the softmax from the log-sum-exp of each row (Dao 2023, FlashAttention-2).
 
-Two kernels; each output element has one writer, so results repeat bit for bit. One kernel loops over the keys for a
-block of queries (dq). The other loops over the queries for a block of keys (dk, dv), one query head of a group after
-the other.
+Two kernels without shared outputs, so that results repeat bit by bit: one loops over the keys for a block of queries
+(dq), the other over the queries for a block of keys (dk, dv), through all query heads of a group.
 """
 
 from __future__ import annotations
@@ -28,6 +27,49 @@ from llmpy.kernels.cuda.runtime.workspace import scratch
 
 COPIED = 64  # rows of a head that a program copies
 PADDED = 128  # a multiple of every block of queries
+
+
+def attention_backward(
+    dq: DeviceArray,
+    dk: DeviceArray,
+    dv: DeviceArray,
+    dy: DeviceArray,
+    q: DeviceArray,
+    k: DeviceArray,
+    v: DeviceArray,
+    y: DeviceArray,
+    lse: DeviceArray,
+    rope: Rope | None = None,
+) -> None:
+    """dy [B, T, NH, hs] -> dq [B, T, NH, hs], dk and dv [B, T, NKV, hs]; they may be q, k and v themselves.
+
+    With the rope of the forward pass, dq and dk are the gradients of q and k in memory, before the rotation.
+    """
+    B, T, NH, hs = q.shape
+    NKV = k.shape[2]
+    cos, sin = (q, q) if rope is None else rope[:2]
+    padded = cdiv(T, PADDED) * PADDED
+    means, logs = scratch("attention rows", 2, B, NH, padded, dtype="float32")
+    # The second kernel reads all of q: where dq is q, it waits beside it.
+    made = scratch("attention dq", B, T, NH, hs, dtype=q.dtype) if dq.address == q.address else dq
+    constants, scale = shape(hs, rope), score_scale(hs)
+    options = chosen("queries", q, rope)
+    launch(
+        _backward_queries, (cdiv(T, options["queries"]), B * NH),
+        made, means, logs, dy, q, k, v, y, lse, cos, sin, T, padded, NH, NH // NKV,
+        *strides(made), *strides(dy), *strides(q), *strides(k), *strides(v), *strides(y), scale, **constants, **options,
+    )  # fmt: skip
+    options = chosen("keys", q, rope)
+    launch(
+        _backward_keys, (cdiv(T, options["keys"]), B * NKV),
+        dk, dv, means, logs, dy, q, k, v, cos, sin, T, padded, NKV, NH // NKV,
+        *strides(dk), *strides(dv), *strides(dy), *strides(q), *strides(k), *strides(v), scale, **constants, **options,
+    )  # fmt: skip
+    if made is not dq:
+        launch(
+            _copy, (cdiv(T, COPIED), B * NH), dq, made, T, NH, *strides(dq), *strides(made),
+            size=hs, wide=constants["wide"], rows=COPIED,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -105,11 +147,11 @@ def _keys_gradient(
     size: tl.constexpr, width: tl.constexpr, wide: tl.constexpr, pairs: tl.constexpr,
     queries: tl.constexpr, keys: tl.constexpr,
 ):  # fmt: skip
-    """Accumulates dk / scale and dv over the block of queries from `first`; transposed tiles are [keys, queries]."""
+    """dk / scale and dv so far, with the block of queries from `first`; transposed tiles are [keys, queries]."""
     left = T - first
     row = tl.arange(0, queries)
     q1, q2 = tiles(q, first, q_row, left, cos, sin, first, size, queries, width, pairs, True)
-    # Of rows past the end all is zero but the share, which is then of no account.
+    # Rows past the end are zero except for the softmax, which is then multiplied by zero.
     log = tl.load(logs + first + row)
     product = scores(k1, k2, q1, q2, pairs)
     product = tl.where(first + row[None, :] >= start + tl.arange(0, keys)[:, None], product, -float("inf"))
@@ -175,46 +217,3 @@ def _copy(
     head = tl.program_id(1) % heads
     value = rows_of(x + batch * x_batch + head * x_head, first, x_row, T - first, size, rows, wide, True)
     store_rows(to + batch * to_batch + head * to_head, value, first, to_row, T - first, size, rows, wide)
-
-
-def attention_backward(
-    dq: DeviceArray,
-    dk: DeviceArray,
-    dv: DeviceArray,
-    dy: DeviceArray,
-    q: DeviceArray,
-    k: DeviceArray,
-    v: DeviceArray,
-    y: DeviceArray,
-    lse: DeviceArray,
-    rope: Rope | None = None,
-) -> None:
-    """Writes dq [B, T, NH, hs], dk and dv [B, T, NKV, hs] from dy [B, T, NH, hs]; they may overwrite q, k and v.
-
-    `rope` is the one of the forward pass. The gradients are those of q and k as stored, before the rotation.
-    """
-    B, T, NH, hs = q.shape
-    NKV = k.shape[2]
-    cos, sin = (q, q) if rope is None else rope[:2]
-    padded = cdiv(T, PADDED) * PADDED
-    means, logs = scratch("attention rows", 2, B, NH, padded, dtype="float32")
-    # The second kernel reads all of q: where dq is q, it waits beside it.
-    made = scratch("attention dq", B, T, NH, hs, dtype=q.dtype) if dq.address == q.address else dq
-    constants, scale = shape(hs, rope), score_scale(hs)
-    options = chosen("queries", q, rope)
-    launch(
-        _backward_queries, (cdiv(T, options["queries"]), B * NH),
-        made, means, logs, dy, q, k, v, y, lse, cos, sin, T, padded, NH, NH // NKV,
-        *strides(made), *strides(dy), *strides(q), *strides(k), *strides(v), *strides(y), scale, **constants, **options,
-    )  # fmt: skip
-    options = chosen("keys", q, rope)
-    launch(
-        _backward_keys, (cdiv(T, options["keys"]), B * NKV),
-        dk, dv, means, logs, dy, q, k, v, cos, sin, T, padded, NKV, NH // NKV,
-        *strides(dk), *strides(dv), *strides(dy), *strides(q), *strides(k), *strides(v), scale, **constants, **options,
-    )  # fmt: skip
-    if made is not dq:
-        launch(
-            _copy, (cdiv(T, COPIED), B * NH), dq, made, T, NH, *strides(dq), *strides(made),
-            size=hs, wide=constants["wide"], rows=COPIED,
-        )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Causal self-attention with grouped queries, a block of queries a program (Dao 2023, FlashAttention-2).
+"""Causal self-attention with grouped queries; each program computes a block of queries (Dao 2023, FlashAttention-2).
 
-The softmax is made as the keys go by: the largest score so far and the sum of exponentials are kept for every row, and
-what was added up before is scaled when a larger score comes. Scores count in powers of 2.
+The softmax runs online over the keys: each row keeps the largest score and the sum of exponentials so far, and rescales
+its sums when a larger score appears. Scores are exponents of 2.
 """
 
 from __future__ import annotations
@@ -18,6 +18,23 @@ from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 
 Rope = tuple[DeviceArray, DeviceArray, bool]  # cos, sin [maxT, hs/2], and whether a pair of channels are neighbours
+
+
+def attention_forward(
+    y: DeviceArray, lse: DeviceArray, q: DeviceArray, k: DeviceArray, v: DeviceArray, rope: Rope | None = None
+) -> None:
+    """q [B, Tq, NH, hs], k and v [B, T, NKV, hs] -> y [B, Tq, NH, hs], and lse [B, NH, Tq] for the backward pass.
+
+    The queries are those of the last Tq of T tokens. rope = (cos, sin, interleaved) as for rope_forward: the
+    kernel rotates q and k as it reads them, and leaves them unrotated in memory.
+    """
+    (B, Tq, NH, hs), (_, T, NKV, _) = q.shape, k.shape
+    cos, sin = (q, q) if rope is None else rope[:2]
+    options = chosen("forward", q, rope)
+    launch(
+        _forward, (cdiv(Tq, options["queries"]), B * NH), y, lse, q, k, v, cos, sin, Tq, T, NH, NH // NKV,
+        *strides(y), *strides(q), *strides(k), *strides(v), score_scale(hs), **shape(hs, rope), **options,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -87,27 +104,10 @@ def chosen(part: str, q: DeviceArray, rope: Rope | None) -> dict[str, int]:
 
 
 def strides(x: DeviceArray) -> tuple[int, int, int]:
-    """Numbers from one sequence, token and head to the next, of x [B, T, heads, hs]."""
+    """The strides, in elements, of sequences, tokens and heads of x [B, T, heads, hs]."""
     return x.strides[0], x.strides[1], x.strides[2]
 
 
 def score_scale(head_size: int) -> float:
     """1 / sqrt(hs), for powers of 2."""
     return log2(2.718281828459045) / sqrt(head_size)
-
-
-def attention_forward(
-    y: DeviceArray, lse: DeviceArray, q: DeviceArray, k: DeviceArray, v: DeviceArray, rope: Rope | None = None
-) -> None:
-    """Writes y [B, Tq, NH, hs], and lse [B, NH, Tq] for backward, from q [B, Tq, NH, hs], k and v [B, T, NKV, hs].
-
-    The queries belong to the last Tq of T tokens. With rope = (cos, sin, interleaved), as in rope_forward, the kernel
-    rotates q and k as it reads them and leaves them unrotated in memory.
-    """
-    (B, Tq, NH, hs), (_, T, NKV, _) = q.shape, k.shape
-    cos, sin = (q, q) if rope is None else rope[:2]
-    options = chosen("forward", q, rope)
-    launch(
-        _forward, (cdiv(Tq, options["queries"]), B * NH), y, lse, q, k, v, cos, sin, Tq, T, NH, NH // NKV,
-        *strides(y), *strides(q), *strides(k), *strides(v), score_scale(hs), **shape(hs, rope), **options,
-    )  # fmt: skip

@@ -1,8 +1,9 @@
-"""Tiles of one head's rows for the attention kernels: load, rotate by RoPE, store.
+"""Tiles of a head's rows for the attention kernels: loading, storing, and rotating by the positions (RoPE).
 
-A tile is a pair (first, second) of arrays [rows, width]. Without RoPE (`pairs` is "none") the width is the head size
-and both are the same array. With RoPE each array holds one channel of every pair, so its width is half a head: q k^T is
-the sum of the two halves' products, in any order of channels, and only stored tiles return to the original order.
+A tile is a pair (first, second) of [rows, width]. Without rotary positions (`pairs` is "none"), width is the head size
+and the second tile is the first. With rotary positions, each tile holds one channel of every pair, half a head. The dot
+product of a query and a key is then the sum over both tiles, in any order of the channels; only stored tiles are put
+back in order.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def store_gradient(
     x, one, other, first, stride, left, cos, sin, position,
     size: tl.constexpr, rows: tl.constexpr, width: tl.constexpr, pairs: tl.constexpr,
 ):  # fmt: skip
-    """Stores the float32 gradients of `tiles`, after the inverse rotation, over the arrays that the tiles came from."""
+    """Rotates the float32 gradients of `tiles` by the negative angles and stores them."""
     if pairs == "none":
         store_rows(x, one, first, stride, left, size, rows, width)
     else:
@@ -101,9 +102,9 @@ def scores(q1, q2, k1, k2, pairs: tl.constexpr):
 
 @triton.jit
 def whole_blocks(position, keys: tl.constexpr, pairs: tl.constexpr):
-    """Returns the number of keys, in whole blocks, that every query from `position` on may see: they need no mask.
+    """The number of keys, in whole blocks, that every query from `position` on attends to, so that no mask is needed.
 
-    With RoPE all blocks are masked, because the rotation takes the registers that a second loop would need.
+    With rotary positions all blocks are masked: the rotation takes the registers of a second loop.
     """
     if pairs == "none":
         return (position + 1) // keys * keys
@@ -112,7 +113,7 @@ def whole_blocks(position, keys: tl.constexpr, pairs: tl.constexpr):
 
 
 def shape(head_size: int, rope: tuple[DeviceArray, DeviceArray, bool] | None) -> dict[str, Any]:
-    """The constants of the kernels that say how a head is read; a product is at least 16 deep."""
+    """Constants of the kernels for reading a head; tl.dot needs a depth of at least 16."""
     if rope is None:
         pairs, half = "none", head_size
     else:

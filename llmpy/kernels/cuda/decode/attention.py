@@ -21,6 +21,36 @@ SPAN = 128  # keys of a program, at least
 SPANS = 64  # of a context, at most: the second kernel holds them all at once
 
 
+def attention_decode(
+    y: DeviceArray,
+    q: DeviceArray,
+    k_cache: DeviceArray,
+    v_cache: DeviceArray,
+    positions: DeviceArray,
+    slots: DeviceArray | None = None,
+) -> None:
+    """q [S, NH, hs] of the newest tokens, caches [slots, T, NKV, hs], positions int32 [S] -> y [S, NH, hs] over keys
+    0..position of the caches slots int32 [S]; None: of the first S.
+
+    The caches may be views of any strides, and bfloat16 while q is float32.
+    """
+    S, NH, hs = q.shape
+    T, NKV = k_cache.shape[1:3]
+    constants = spans_of(T, hs, NH // NKV)
+    block, spans, wide = constants.pop("block"), constants["spans"], constants["wide"]
+    sums = scratch("decode sums", S, NH, spans, wide, dtype="float32")
+    tops, totals = scratch("decode rows", 2, S, NH, spans, dtype="float32")
+    launch(
+        _spans, (spans, S * NKV), sums, tops, totals, q, k_cache, v_cache, positions,
+        positions if slots is None else slots, NKV, *q.strides[:2], *k_cache.strides[:3], *v_cache.strides[:3],
+        score_scale(hs), chosen=slots is not None, **constants, num_warps=4, num_stages=2,
+    )  # fmt: skip
+    launch(
+        _together, (S * NH,), y, sums, tops, totals, positions, NH, *y.strides[:2],
+        size=hs, wide=wide, span=constants["span"], spans=spans, block=block, num_warps=4,
+    )  # fmt: skip
+
+
 @triton.jit
 def _spans(
     sums, tops, totals, q, k, v, positions, slots, kv_heads,
@@ -98,33 +128,3 @@ def spans_of(T: int, head_size: int, group: int) -> dict[str, int]:
         "spans": cdiv(T, span),
         "block": power_of_2(cdiv(T, span)),
     }
-
-
-def attention_decode(
-    y: DeviceArray,
-    q: DeviceArray,
-    k_cache: DeviceArray,
-    v_cache: DeviceArray,
-    positions: DeviceArray,
-    slots: DeviceArray | None = None,
-) -> None:
-    """q [S, NH, hs] of the newest tokens, caches [slots, T, NKV, hs], positions int32 [S] -> y [S, NH, hs] over keys
-    0..position of the caches slots int32 [S]; None: of the first S.
-
-    The caches may be views of any strides, and bfloat16 while q is float32.
-    """
-    S, NH, hs = q.shape
-    T, NKV = k_cache.shape[1:3]
-    constants = spans_of(T, hs, NH // NKV)
-    block, spans, wide = constants.pop("block"), constants["spans"], constants["wide"]
-    sums = scratch("decode sums", S, NH, spans, wide, dtype="float32")
-    tops, totals = scratch("decode rows", 2, S, NH, spans, dtype="float32")
-    launch(
-        _spans, (spans, S * NKV), sums, tops, totals, q, k_cache, v_cache, positions,
-        positions if slots is None else slots, NKV, *q.strides[:2], *k_cache.strides[:3], *v_cache.strides[:3],
-        score_scale(hs), chosen=slots is not None, **constants, num_warps=4, num_stages=2,
-    )  # fmt: skip
-    launch(
-        _together, (S * NH,), y, sums, tops, totals, positions, NH, *y.strides[:2],
-        size=hs, wide=wide, span=constants["span"], spans=spans, block=block, num_warps=4,
-    )  # fmt: skip

@@ -1,14 +1,14 @@
-"""One token for each of a few sequences: the whole model, from tokens to logits, in one graph of kernels.
+"""Decoding: one token for each of a few sequences, from tokens to logits, in one CUDA graph.
 
     for every layer:
-        q, k, v of norm(x), q and k turned by their position; k and v go into the cache
+        q, k, v of norm(x), q and k rotated by their position; k and v are written to the KV cache
         attention
         x += attproj
         hidden = silu(gate) * up, or gelu(fc), of norm(x)
         x += down
     logits = head of norm(x)
 
-Each line is one kernel. For every number of sequences they are captured once and started together afterwards.
+Each line is one kernel. The kernels are captured once for every number of sequences, and launched together afterwards.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 class Decode:
-    """Decodes with the weights of a model, over a cache that others may write, too.
+    """Decodes with the weights of a model, over a KV cache that the caller may write, too.
 
     keys and values [L, slots, T, NKV, hs] of the device, float32 or bfloat16; cos and sin [T, hs / 2] of every
     position, for a Llama. Weights that are not on the device are copied there.
@@ -96,7 +96,7 @@ class Decode:
             device.current().copy_out(logits, made.address)
 
     def renew(self) -> None:
-        """Weights on the device are read where they lie; those that were copied there stay as they were."""
+        """Does nothing: weights on the device are read in place, and uploaded copies do not change."""
 
     def _step(self, S: int) -> None:
         """Launches the kernels of a step over S sequences, whose tokens, slots and positions are in `placed`."""

@@ -1,14 +1,14 @@
-"""Linear layers of a decode step (up to 16 sequences), fused with the norm before them and the epilogue after them.
+"""Matmuls of a decoding step (a small batch of sequences), fused with the norm before them and the operation after.
 
-A program computes some outputs of 16 sequences over the whole depth. The weights are read once, in wide pipelined
-loads, and go through the tensor cores for any number of sequences, so a sequence has the same bits in any batch.
+A program computes some outputs of 16 sequences over the whole depth: wide pipelined loads read the weights once, and
+the tensor cores multiply, however small the batch is. So the bits of a sequence do not depend on the other sequences.
 
-x keeps float32 accuracy where weights have fewer bits: x is split into the sum of two bfloat16 values, each multiplied
-by exact bfloat16 or 8-bit elements, whose scales are applied afterwards. Float32 weights take three tf32 matmuls
-(NVIDIA's 3xTF32).
+x is float32 and keeps that precision beside weights with fewer bits. x is split into the sum of two bfloat16 and
+multiplied by exact bfloat16 or 8-bit elements, whose scales are applied afterwards. float32 weights take three tf32
+matmuls (NVIDIA's 3xTF32).
 
-A norm needs mean and square of whole rows, which no single program has. The programs that write the residual stream
-leave the statistics of their own columns (`parts`); the next layer combines them (Chan, Golub, LeVeque 1979).
+A norm needs the mean and the sum of squares of whole rows, which no program has. The programs that write the residual
+stream also write the sums of their own columns (`parts`); the next matmul combines them (Chan, Golub, LeVeque 1979).
 """
 
 from __future__ import annotations
@@ -52,10 +52,9 @@ class Norm:
 def configuration(
     outputs: int, narrow: bool, quantized: bool = False, interpreted: bool = INTERPRETED
 ) -> dict[str, int]:
-    """Returns blocks and warps of a fused linear layer.
+    """Block sizes and warps of a matmul: few outputs need small blocks, so that the whole GPU has work.
 
-    A layer with few outputs takes small blocks, so that all multiprocessors have work. An 8-bit matrix is read one
-    quantized block (one scale) at a time. `narrow` means bfloat16.
+    The kernel reads an 8-bit matrix one quantized block deep at a time. `narrow`: bfloat16 weights.
     """
     if interpreted:
         return {"bs": SEQUENCES, "bn": 64, "bk": 32 if quantized else 512}
@@ -70,7 +69,7 @@ def part_of(channels: int, interpreted: bool = INTERPRETED) -> int:
 
 
 def parts_shape(sequences: int, channels: int) -> tuple[int, int, int]:
-    """Shape of the partial statistics of the residual stream [S, C]: sums, then squares, padded to a power of 2."""
+    """The shape of the parts of the residual stream [S, C]: sums and squares of S rows, padded to a power of 2."""
     return sequences, 2, power_of_2(cdiv(channels, part_of(channels)))
 
 
@@ -103,7 +102,7 @@ def add_linear(
 
 
 def gated(y: DeviceArray, x: DeviceArray, w: DeviceMatrix, norm: Norm) -> None:
-    """y [S, H] = silu(gate) * up; gate and up are the products with the halves of w [2 H, C]."""
+    """y [S, H] = silu(gate) * up; gate and up are the matmuls with the halves of w [2 H, C]."""
     (S, C), H = x.shape, w.shape[0] // 2
     options = _pairs(_options(w, 2 * H))
     grid = cdiv(2 * H, options["bn"]), cdiv(S, SEQUENCES)
@@ -123,9 +122,9 @@ def heads(
     angles: tuple[DeviceArray, DeviceArray] | None = None,
     interleaved: bool = False,
 ) -> None:
-    """Writes q [S, NH * hs], and keys, values [slots, T, NKV, hs] at `slots`, `positions` int32 [S], from x [S, C].
+    """q [S, NH * hs], and the keys and values [slots, T, NKV, hs] at slots and positions int32 [S], of x [S, C].
 
-    w stacks all three matrices. q and k are rotated to their positions if `angles` (cos and sin [T, hs/2]) is given.
+    w stacks the weights of q, k and v. With `angles`, cos and sin [T, hs/2], q and k are rotated to their positions.
     """
     (S, C), OC, (_, _, NKV, hs) = x.shape, w.shape[0], keys.shape
     assert keys.strides == values.strides
@@ -172,7 +171,7 @@ def _options(w: DeviceMatrix, outputs: int) -> dict[str, int]:
 
 
 def _pairs(options: dict[str, int]) -> dict[str, int]:
-    """Returns the options for outputs that are computed in pairs, which need more registers in the epilogue."""
+    """Block sizes for outputs that are computed in pairs, which takes more registers at the end."""
     return options | {"bn": max(options["bn"], 16), "num_warps": 4}
 
 

@@ -1,4 +1,4 @@
-"""Weights of products on the device, of the types that the kernels read, and how those of files become them."""
+"""Weights of matmuls on the device, in the types that the kernels read, and the conversion of weights from files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llmpy.quant.matrix import Matrix
 from llmpy.quant.types import BF16, F16, F32, PLAIN, Q8_0, BlockType
 
 BLOCK = Q8_0.numbers
-NUMBERS_AT_ONCE = 2**22  # made bfloat16 on the host in one go
+NUMBERS_AT_ONCE = 2**22  # elements that the host converts to bfloat16 at a time
 CONVERTED = (16, 1024) if INTERPRETED else (4, 256)  # rows and columns of a program
 KINDS = {F32: np.float32, F16: np.float16, BF16: ml_dtypes.bfloat16, Q8_0: np.int8}
 
@@ -27,8 +27,8 @@ KINDS = {F32: np.float32, F16: np.float16, BF16: ml_dtypes.bfloat16, Q8_0: np.in
 class DeviceMatrix:
     """A weight [OC, C] on the device, of type F32, F16, BF16 or Q8_0.
 
-    `data` [OC, C]; of Q8_0 int8 [C / 32, OC, 32] and `scales` float32 [C / 32, OC]: what neighbouring rows have of a
-    block lies together, so that a product reads whole lines of memory in the order in which it adds up.
+    `data` [OC, C]; of Q8_0 int8 [C / 32, OC, 32] and `scales` float32 [C / 32, OC]: the
+    elements that neighbouring rows have in a block lie together, so that a matmul reads whole cache lines in its order.
     """
 
     kind: BlockType
@@ -43,7 +43,7 @@ class DeviceMatrix:
 
     @classmethod
     def new(cls, kind: BlockType, OC: int, C: int) -> DeviceMatrix:
-        """Returns a matrix [OC, C] of uninitialised elements."""
+        """A new matrix with arbitrary contents."""
         if kind == Q8_0:
             return cls(kind, (OC, C), empty(C // BLOCK, OC, BLOCK, dtype=np.int8), empty(C // BLOCK, OC))
         return cls(kind, (OC, C), empty(OC, C, dtype=KINDS[kind]))
@@ -60,12 +60,14 @@ class DeviceMatrix:
 
     @property
     def layout(self) -> tuple[DeviceArray, DeviceArray | None, int, int]:
-        """Elements, scales, and the strides between rows (or blocks) and between scales, as kernels take them."""
+        """The arguments of kernels: elements, scales, the stride of rows (or blocks), and the stride of scales."""
         return self.data, self.scales, self.data.strides[0], 0 if self.scales is None else self.scales.strides[0]
 
     def dequantized(self, dtype: Any = np.float32) -> DeviceArray:
-        """Itself as float32 or bfloat16 [OC, C] for products of many rows: where it lies, if it is that; else a copy in
-        scratch, valid until the next."""
+        """The matrix as float32 or bfloat16 [OC, C], for matmuls of many rows: without a copy if it has that dtype.
+
+        A copy lies in scratch and is valid until the next call.
+        """
         if self.data.dtype == dtype:
             return self.data
         OC, C = self.shape
@@ -85,10 +87,9 @@ def matrix_of(array: Any) -> DeviceMatrix | Matrix:
 
 
 def kind_on_device(*kinds: BlockType) -> BlockType:
-    """The type that matrices of these types have on the device, stacked where they are several.
+    """The type on the device of a stack of matrices of these types.
 
-    Those that kernels read stay as they are; others, and what is of several types, become bfloat16, or float32 where
-    some is.
+    A type that kernels read stays as it is. Other types, and mixtures, become bfloat16, or float32 if one is float32.
     """
     if len(set(kinds)) == 1 and kinds[0] in KINDS:
         return kinds[0]
@@ -96,7 +97,7 @@ def kind_on_device(*kinds: BlockType) -> BlockType:
 
 
 def upload(*matrices: Matrix) -> DeviceMatrix:
-    """Matrices of the host with rows of the same length -> one on the device, the rows of all one after the other."""
+    """Uploads matrices of the host with rows of the same length, stacked into one matrix on the device."""
     kind, C = kind_on_device(*(matrix.kind for matrix in matrices)), matrices[0].shape[1]
     made = DeviceMatrix.new(kind, sum(matrix.shape[0] for matrix in matrices), C)
     first = 0
@@ -122,7 +123,7 @@ def upload(*matrices: Matrix) -> DeviceMatrix:
 
 @triton.jit
 def numbers(w, scales, row, column, stride, scale_stride, inside):
-    """The numbers of a matrix at rows and columns that broadcast, float32; 0 where they are not inside."""
+    """The elements of a matrix at rows and columns that broadcast, float32; 0 where `inside` is false."""
     if scales is None:
         value = tl.load(w + row * stride + column, mask=inside, other=0.0).to(tl.float32)
     else:

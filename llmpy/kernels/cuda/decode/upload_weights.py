@@ -1,4 +1,4 @@
-"""A model's weights on the device: those of a file copied there once, those of a model in training where they lie."""
+"""A model's weights on the device: weights of a file are copied once, weights of a model in training stay in place."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from llmpy.utils.progress_bar import bar
 if TYPE_CHECKING:
     from llmpy.models.inference_weights import StoredWeights
 
-# What decoding reads as one: a Llama's. The parts keep their names, and are rows of the whole.
+# Weights of a Llama that decoding reads as one matrix. The parts keep their names, as rows of the stack.
 STACKED = {"qkv": ("q", "k", "v"), "gateup": ("gate", "up"), "qkvb": ("qb", "kb", "vb")}
-Group = tuple[int | None, str, Sequence[Any]]  # layer, name, and what lies in it
+Group = tuple[int | None, str, Sequence[Any]]  # layer, name, and the parts
 
 
 def upload_weights(weights: StoredWeights) -> Any:
@@ -55,7 +55,7 @@ def upload_weights(weights: StoredWeights) -> Any:
 
 
 def _groups(weights: StoredWeights):
-    """Groups of weights that are stacked into one matrix; every weight is in one group."""
+    """Yields every weight once; weights that are stacked come together."""
     stacked = {part: (name, parts) for name, parts in STACKED.items() for part in parts}
     for (layer, name), tensor in weights.tensors.items():
         if name not in stacked:
@@ -66,7 +66,7 @@ def _groups(weights: StoredWeights):
 
 
 def _bytes(parts: Sequence[Any]) -> int:
-    """Bytes that the parts take on the device, in addition to what is there already."""
+    """Bytes that these parts need on the device, beyond those that are there already."""
     if isinstance(parts[0], (DeviceMatrix, DeviceArray)):
         return 0
     if isinstance(parts[0], np.ndarray):

@@ -1,7 +1,7 @@
-"""GEMM autotuner: picks cuBLASLt (and its algorithm) or the Triton kernel (and its tile sizes) for each shape.
+"""GEMM autotuner: picks cuBLASLt (and its algorithm) or the Triton kernel (and its tiles) for each shape.
 
-The choice is a guess until `tuning` has timed the candidates on the arrays of a run. The fastest candidate is kept in a
-file for this GPU and these library versions, so a repeated run makes the same choices and gives the same bits.
+The choice is a guess until `tuning` has timed the candidates on the arrays of a run. A file for this GPU and these
+libraries remembers the fastest candidate, so a repeated run makes the same choices and computes the same bits.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from llmpy.kernels.gpu_requirements import EXTRA
 from llmpy.utils.atomic_files import cache_dir, write_text_atomic
 
 GEMMS = ("auto", "cublas", "triton")
-TRIED = 4  # tiles that are tried for a product: each takes seconds to compile, once
-REPEATS = 5  # of a product, when it is timed
+TRIED = 4  # tiles that are tried for a matmul: each takes seconds to compile, once
+REPEATS = 5  # runs of a candidate when it is timed
 
 Timer = Callable[[Callable[[], None]], float]
 T = TypeVar("T")
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class InTiles:
-    """A candidate: the Triton GEMM with these tile sizes."""
+    """A candidate: the Triton kernel with these tiles."""
 
     tiles: Tiles
 
@@ -47,7 +47,7 @@ class InTiles:
 
 @dataclass(frozen=True)
 class ByLibrary:
-    """A candidate: an algorithm of cuBLASLt; `fused` computes the column sums in its epilogue."""
+    """A candidate: cuBLASLt with this algorithm; `fused`: cuBLASLt also computes the column sums, if there are any."""
 
     plan: cublaslt.Plan
     algorithm: bytes
@@ -60,15 +60,15 @@ class ByLibrary:
 Way = InTiles | ByLibrary
 
 _asked = "auto"
-_ways: dict[Product, Way] = {}  # adding to the result or writing it goes the same way
-_remembered: dict[str, list] | None = None  # what the file says, by the product's key
+_ways: dict[Product, Way] = {}  # accumulating and overwriting share a candidate
+_remembered: dict[str, list] | None = None  # contents of the file, by the key of a matmul
 _timer: Timer | None = None
 
 
 def set_gemm(name: str) -> None:
-    """Sets the GEMM library: `cublas`, `triton`, or `auto` for the faster one of each shape.
+    """Chooses the GEMM from now on: `cublas`, `triton`, or `auto`, the faster of the two.
 
-    Raises UserError for any other name, and for `cublas` where cuBLASLt cannot be used.
+    Raises UserError for another name, and for `cublas` where cuBLASLt cannot be used.
     """
     global _asked, _remembered
     if name not in GEMMS:
@@ -83,7 +83,7 @@ def multiply(
     c: DeviceArray, a: DeviceArray, b: DeviceArray, layout: int, accumulate: bool = False, epilogue: int = NOTHING,
     bias: DeviceArray | None = None, extra: DeviceArray | None = None,
 ) -> None:  # fmt: skip
-    """c = a @ b as `layout` says, then what `epilogue` says (product.py); added to what c holds if `accumulate`."""
+    """c = a @ b with this `layout` and `epilogue` (problem.py); c += if `accumulate`."""
     product = describe(c, a, b, layout, accumulate, epilogue, bias, extra)
     written = replace(product, accumulate=False)
     way = _ways.get(written)
@@ -94,10 +94,10 @@ def multiply(
 
 @contextmanager
 def tuning(timer: Timer | None = None) -> Iterator[None]:
-    """Inside, each product that no file knows is timed in every way there is, and the fastest is kept.
+    """A context that times all candidates of each matmul that the file does not know, and keeps the fastest.
 
-    It is done on the arrays of its call, several times over: what is added up, or changed in place, means nothing
-    afterwards. So run a micro-step here whose results nobody wants. `timer` runs a function and gives its seconds.
+    A candidate runs several times on the arrays of its call, so accumulated results and arrays changed in place are
+    meaningless afterwards: run a micro-step here whose results are discarded. timer(run) returns seconds.
     """
     global _timer
     _timer = timer or seconds
@@ -110,7 +110,7 @@ def tuning(timer: Timer | None = None) -> Iterator[None]:
 
 
 def seconds(function: Callable[[], None]) -> float:
-    """Mean seconds of a run, on the device's clock; the first run compiles and does not count."""
+    """Seconds of one of several runs in a row, by the device's clock; the first run, which compiles, does not count."""
     function()
     current = device.current()
     start = current.mark()
@@ -120,16 +120,16 @@ def seconds(function: Callable[[], None]) -> float:
 
 
 def fastest(ways: Sequence[T], run: Callable[[T], None], timer: Timer) -> T:
-    """The one that `run` takes the least time for; the first of equals. What does not run is left out.
+    """The candidate with the shortest time; the first of equals. Candidates that fail are skipped.
 
-    Raises the last error where none runs.
+    Raises the last error if all candidates fail.
     """
     best: T | None = None
     least, failure = float("inf"), None
     for way in ways:
         try:
             time = timer(partial(run, way))
-        except Exception as error:  # too much shared memory for this card, say: each library has errors of its own
+        except Exception as error:  # such as too much shared memory for this GPU: each library has errors of its own
             failure = error
             continue
         if best is None or time < least:
@@ -158,7 +158,7 @@ def _library_ways(product: Product, count: int = 8) -> Iterator[ByLibrary]:
 
 
 def _tile_ways(product: Product) -> list[InTiles]:
-    """None where only the library was asked for, and it can do it."""
+    """The tiles to try; none if only cuBLASLt is asked for and supports the matmul."""
     if _asked == "cublas" and next(_library_ways(product, 1), None):
         return []
     if device.INTERPRETED:
@@ -167,7 +167,7 @@ def _tile_ways(product: Product) -> list[InTiles]:
 
 
 def _missing_library() -> str:
-    """Why cuBLASLt cannot be used, or nothing."""
+    """The reason why cuBLASLt cannot be used, or an empty string."""
     try:
         cublaslt.library()
     except Exception as error:  # a package, a library or a driver that is not there: each says it in its own type
@@ -188,12 +188,12 @@ def _path() -> Path:
 
 
 def _versions() -> list:
-    """Versions of GPU and libraries that a stored choice is valid for."""
+    """The versions for which a remembered candidate is valid."""
     return [triton.__version__, "" if _missing_library() else cublaslt.library().get_version(), *_capability()]
 
 
 def _known(product: Product) -> Way | None:
-    """Returns the fastest candidate that was measured on this machine, or None."""
+    """The candidate that was fastest when this machine measured it; None if not measured."""
     global _remembered
     if _remembered is None:
         _remembered = _read()
@@ -206,7 +206,7 @@ def _known(product: Product) -> Way | None:
 
 
 def _read() -> dict[str, list]:
-    """Reads the stored choices; a missing, foreign or damaged file counts as empty, and candidates are timed anew."""
+    """The candidates in the file; empty if the file is missing, damaged, or of other versions."""
     try:
         held = json.loads(_path().read_text())
         return held["ways"] if held["versions"] == _versions() else {}

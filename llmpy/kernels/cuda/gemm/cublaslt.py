@@ -1,10 +1,10 @@
-"""The same products through cuBLASLt, NVIDIA's library of them, with what follows fused to their end.
+"""GEMM through cuBLASLt, NVIDIA's library, with fused epilogues.
 
-The library sees matrices by columns: rows of ours, one behind the other, are the columns of a matrix turned. So it is
-asked for c^T = b^T a^T: its A is our b, its B our a, and what it calls the rows of the result are our columns.
+cuBLASLt stores matrices by columns: our rows, one after the other, are the columns of the transposed matrix. So we ask
+for c^T = b^T a^T: the A of cuBLASLt is our b, its B is our a, and its rows of the result are our columns.
 
-A `Plan` keeps what describes a product to the library, so that a call sets a few addresses and goes. Called through
-nvmath-python, which is imported when the first product asks for it.
+A `Plan` keeps the description of a matmul, so a call only sets a few addresses. The library is called through
+nvmath-python, which the first matmul imports.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from llmpy.kernels.cuda.gelu import gelu_forward
 from llmpy.kernels.cuda.gemm.problem import BIAS_GELU, BIAS_RESIDUAL, COLUMN_SUMS, GELU_GRADIENT, NT, TN, Product
 from llmpy.kernels.cuda.gemm.triton_gemm import add_up
-from llmpy.kernels.cuda.primitives.column_sums import add_column_sums
+from llmpy.kernels.cuda.primitives.reduce import add_column_sums
 from llmpy.kernels.cuda.runtime import device
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.workspace import scratch
@@ -83,7 +83,7 @@ class Plan:
             self._c = lt.matrix_layout_create(result, p.N, p.M, p.extra_stride)
 
     def algorithms(self, count: int = 8) -> list[bytes]:
-        """Returns the library's algorithms for this GEMM, best guess first; an empty list where it has none."""
+        """The algorithms that cuBLASLt proposes for this matmul, the best guess first; empty if it supports none."""
         lt, names = self._lt, self._lt.MatmulPreferenceAttribute
         preference = lt.matmul_preference_create()
         wishes = {names.MAX_WORKSPACE_BYTES: WORKSPACE}
@@ -108,7 +108,7 @@ class Plan:
         self, algorithm: bytes, c: DeviceArray, a: DeviceArray, b: DeviceArray, bias: DeviceArray | None = None,
         extra: DeviceArray | None = None, accumulate: bool = False,
     ) -> None:  # fmt: skip
-        """The product of these arrays, by one of `algorithms`."""
+        """Multiplies these arrays by one of `algorithms`."""
         lt, p, sums = self._lt, self._product, None
         if self._fused:
             sums = scratch("cuBLASLt's sums", p.M, dtype=c.dtype)
@@ -116,7 +116,7 @@ class Plan:
         elif self._sums:
             assert bias is not None
             add_column_sums(bias, a)
-        elif bias is not None:  # it takes a bias in the numbers of the result only
+        elif bias is not None:  # cuBLASLt takes a bias only in the dtype of the result
             held = scratch("cuBLASLt's bias", p.N, dtype=c.dtype)
             add_up(held, bias)
             self._set(lt.MatmulDescAttribute.BIAS_POINTER, held.address)

@@ -1,4 +1,4 @@
-"""Weights of linear layers in bfloat16: a plain matrix, which the products read along its rows or across them."""
+"""Weights of linear layers in bfloat16: plain matrices, which matmuls read along the rows or the columns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from llmpy.kernels.cuda.runtime.array import DeviceArray
 
 
 def weight_size(OC: int, C: int) -> int:
-    """Returns the number of bfloat16 elements that a packed weight [OC, C] takes."""
+    """The number of bfloat16 elements that a weight [OC, C] takes."""
     return OC * C
 
 
@@ -22,5 +22,5 @@ class Weight:
 
     @property
     def matrix(self) -> DeviceArray:
-        """bfloat16 [OC, C], where it lies"""
+        """The elements as bfloat16 [OC, C], without a copy"""
         return self.numbers.reshape(self.shape)

@@ -1,18 +1,18 @@
-"""A GEMM problem: layout, shape, dtypes and epilogue, without the arrays; the key of the autotuner.
+"""Description of a matmul without its arrays: layout, shape, dtypes, strides and epilogue. The autotuner's key.
 
     NT: c [M, N] = a [M, K] @ b [N, K]^T        y = x w^T
     NN: c [M, N] = a [M, K] @ b [K, N]          dx = dy w
     TN: c [M, N] = a [K, M]^T @ b [K, N]        dw = dy^T x
 
-and the epilogues, applied while the sums are in registers:
+and the epilogue, computed while the sums are in registers:
 
     BIAS           + bias [N], float32
     BIAS_RESIDUAL  + bias + extra [M, N]
-    BIAS_GELU      extra = sums + bias, c = GELU(extra)
-    GELU_GRADIENT  c = sums * GELU'(extra), then extra = GELU(extra)
-    COLUMN_SUMS    bias [M] += column sums of a: the gradient of a bias, with TN only
+    BIAS_GELU      extra = the sums + bias, c their GELU
+    GELU_GRADIENT  c = the sums * GELU'(extra), and extra becomes its GELU
+    COLUMN_SUMS    bias [M] += a's columns, summed: the gradient of a bias, with TN alone
 
-`bias` may be None, except for COLUMN_SUMS.
+`bias` may be None except for COLUMN_SUMS.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ NOTHING, BIAS, BIAS_RESIDUAL, BIAS_GELU, GELU_GRADIENT, COLUMN_SUMS = 0, 1, 2, 3
 
 @dataclass(frozen=True)
 class Product:
-    """`a_stride` ... are the numbers between two rows; `alignment` the bytes that divide every address, up to 256.
+    """`a_stride` ... are elements from row to row; `alignment` in bytes divides every address, up to 256.
 
-    `in_place`: the residual that is added lies where the result goes.
+    `in_place`: the residual and the result are the same array.
     """
 
     layout: int
@@ -52,18 +52,18 @@ class Product:
 
     @property
     def key(self) -> str:
-        """Key in the autotuner's file; accumulating and overwriting share one key."""
+        """The key in the autotuner's file; the same for accumulating and overwriting."""
         parts = (int(part) if isinstance(part, bool) else part for part in astuple(replace(self, accumulate=False)))
         return " ".join(str(part) if part != "" else "-" for part in parts)
 
     @property
     def is_bfloat16(self) -> bool:
-        """The operands are as tensor cores take them."""
+        """Returns whether both operands are bfloat16, for the tensor cores."""
         return self.a_type == self.b_type == "bfloat16"
 
     @property
     def is_rough(self) -> bool:
-        """The rows of an operand begin anywhere, and so cannot be read in the widest loads."""
+        """Returns whether rows of an operand are unaligned, so that the widest loads cannot read them."""
         return self.a_stride % 16 != 0 or self.b_stride % 16 != 0 or self.alignment < 16
 
 
@@ -77,10 +77,10 @@ def describe(
     bias: DeviceArray | None = None,
     extra: DeviceArray | None = None,
 ) -> Product:
-    """The product of these arrays, whose rows are contiguous. Raises ValueError where the shapes do not fit.
+    """Describes the matmul of these arrays, whose rows are contiguous. Raises ValueError if the shapes do not fit.
 
-    c may have more columns than the product (what they become is not defined), and a more of them than it reads: zeros,
-    where they lie along the depth.
+    c may have more columns than the result; their contents are undefined afterwards. a may have more columns than the
+    matmul reads; they are zeros if they lie along the depth.
     """
     rows, depth = a.shape[::-1] if layout == TN else a.shape
     columns, b_depth = b.shape if layout == NT else b.shape[::-1]
@@ -107,7 +107,7 @@ def describe(
 
 
 def row_stride(x: DeviceArray) -> int:
-    """Numbers from one row of a matrix to the next; of a single row its length, whatever its array says."""
+    """Elements from one row of a matrix to the next; a single row has its length as stride."""
     return x.strides[0] if x.shape[0] > 1 else x.shape[1]
 
 

@@ -1,4 +1,4 @@
-"""Tile sizes of the Triton GEMM: candidates for the autotuner, and a guess where nothing was timed."""
+"""Tile sizes of the Triton GEMM: candidates to try on a GPU, and a guess for shapes that were never timed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from llmpy.kernels.cuda.runtime.launch import cdiv, power_of_2
 
 
 class Tiles(NamedTuple):
-    """Tile sizes: a program computes [block_m, block_n] of the result in steps of block_k, `stages` of them in flight.
+    """A program computes [block_m, block_n] of the result, block_k deep at a time, with `stages` loads in flight.
 
-    `parts` programs split the depth of a tile (split-K); a second kernel adds their sums.
+    `parts` programs share the depth of each tile; a second kernel adds their sums.
     """
 
     block_m: int
@@ -23,7 +23,7 @@ class Tiles(NamedTuple):
     parts: int = 1
 
 
-# With the speed of a full card, relative to the first: guesses, which `choosing.tuning` replaces by measuring.
+# With the speed of a busy GPU, relative to the first: guesses, which `autotune.tuning` replaces by measurements.
 LARGE = (  # up to 227 KB of shared memory: sm_90, sm_100
     (Tiles(128, 256, 64, 8, 3), 1.0),
     (Tiles(256, 128, 64, 8, 3), 0.98),
@@ -54,12 +54,12 @@ FLOAT32 = (  # no tensor cores: they have no float32
     (Tiles(64, 64, 16, 8, 3), 0.75),
     (Tiles(64, 32, 16, 4, 3), 0.5),
 )
-ROUGH = ((Tiles(64, 64, 32, 8, 3), 0.2),)  # numbers come one by one, through registers: room for few
+ROUGH = ((Tiles(64, 64, 32, 8, 3), 0.2),)  # elements are loaded one by one through registers, which hold few
 PARTS = (1, 2, 3, 4, 6, 8, 12, 16)
-DEEPEST = 1024  # numbers of depth that a part must have at least: less is not worth a second kernel
-# Multiprocessors of the largest card of an architecture.
+DEEPEST = 1024  # the least depth of a part: less is not worth a second kernel
+# Multiprocessors of the largest GPU of an architecture.
 PROCESSORS = {(8, 0): 108, (8, 6): 84, (8, 9): 142, (9, 0): 132, (10, 0): 148, (10, 3): 160, (12, 0): 188}
-# Time of a second kernel, in that of multiplying one tile [128, 256], 64 deep, on one multiprocessor.
+# The time of a second kernel, in units of one tile [128, 256], 64 deep, on one multiprocessor.
 SECOND_KERNEL = 10.0
 
 
@@ -75,7 +75,7 @@ def table(capability: tuple[int, int], is_bfloat16: bool, is_rough: bool = False
 
 
 def candidates(product: Product, capability: tuple[int, int]) -> list[Tiles]:
-    """Returns the candidates for a GEMM, best guess first: those with at most twice the estimated time of the best."""
+    """Tiles worth trying for a matmul, the best guess first: all whose guessed time is at most twice the best."""
     rated = sorted(
         (_time(product, tiles._replace(parts=parts), speed, capability), tiles._replace(parts=parts))
         for tiles, speed in table(capability, product.is_bfloat16, product.is_rough)
@@ -86,24 +86,24 @@ def candidates(product: Product, capability: tuple[int, int]) -> list[Tiles]:
 
 
 def guess(product: Product, capability: tuple[int, int]) -> Tiles:
-    """The tiles for a product that nothing was tried for."""
+    """The tiles for a matmul that was never timed."""
     return interpreted(product) if INTERPRETED else candidates(product, capability)[0]
 
 
 def interpreted(product: Product) -> Tiles:
-    """The interpreter takes its time by the operation and not by the number: few programs, large blocks."""
+    """Tiles for the interpreter, whose time depends on the number of operations: few programs, large blocks."""
     return Tiles(
         min(512, power_of_2(product.M)), min(512, power_of_2(product.N)), min(2048, power_of_2(product.K)), 1, 1
     )
 
 
 def may_split(product: Product) -> bool:
-    """The parts of the sums can be added up by a kernel that knows of nothing else."""
+    """Returns whether the depth can be split: a kernel without an epilogue adds the parts."""
     return product.epilogue == NOTHING and product.c_stride == product.N
 
 
 def _time(product: Product, tiles: Tiles, speed: float, capability: tuple[int, int]) -> float:
-    """Estimated time in units of one tile [128, 256] of depth 64: whole waves of tiles, as deep as their parts."""
+    """The guessed time in units of one tile [128, 256], 64 deep: whole waves of tiles, each as deep as its part."""
     programs = cdiv(product.M, tiles.block_m) * cdiv(product.N, tiles.block_n) * tiles.parts
     waves = cdiv(programs, PROCESSORS.get(capability, 128))
     volume = tiles.block_m * tiles.block_n * cdiv(product.K, tiles.parts)

@@ -1,9 +1,9 @@
-"""The product of two matrices in Triton, with what follows it (product.py has the forms).
+"""GEMM in Triton with fused epilogues (problem.py lists them).
 
-Programs go through the tiles of the result in groups of rows, so that those that run together read the same few panels
-of both operands from the second cache. Where the result has too few tiles for the card (the gradients of weights: small
-matrices, sums over all rows of a batch), several programs share the depth of each, write their sums apart, and a second
-kernel adds them up, always in the same order.
+Programs compute the tiles of the result in groups of rows, so that programs that run together read the same panels of
+both operands from the L2 cache. If the result has too few tiles for the GPU (gradients of weights: small matrices, sums
+over all rows of a batch), several programs share the depth of each tile and write partial sums; a second kernel adds
+them, always in the same order.
 """
 
 from __future__ import annotations
@@ -24,24 +24,22 @@ from llmpy.kernels.cuda.gemm.problem import (
     Product,
 )
 from llmpy.kernels.cuda.gemm.tile_sizes import Tiles
-from llmpy.kernels.cuda.primitives.column_sums import add_column_sums
+from llmpy.kernels.cuda.primitives.reduce import add_column_sums
 from llmpy.kernels.cuda.runtime import device
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.launch import cdiv, launch
 from llmpy.kernels.cuda.runtime.workspace import scratch
 
-GROUP = 8  # rows of tiles that are gone through together
-ADDED = 2**16 if device.INTERPRETED else 1024  # numbers of a block, when parts are added up
-RESIDUAL, GELU, GRADIENT = tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)  # product.py's, as kernels read constants
+GROUP = 8  # rows of tiles that are computed together
+ADDED = 2**16 if device.INTERPRETED else 1024  # elements of a block of the kernel that adds parts
+RESIDUAL, GELU, GRADIENT = tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)  # of problem.py, as constants of kernels
 
 
 @triton.jit
 def _finish(sums, c, bias, extra, m, n, M, N, c_columns, c_stride, extra_stride, epilogue: tl.constexpr,
             biased: tl.constexpr, accumulate: tl.constexpr, slices: tl.constexpr):  # fmt: skip
-    """Applies the epilogue to the tile that begins at row m, column n, and stores it.
-
-    The tile's columns are processed slice by slice: registers do not suffice for the sums and all inputs at once.
-    """
+    """The epilogue of the tile that begins at row m, column n, one slice of columns after the other: registers do not
+    hold the sums and everything that an epilogue reads at once."""
     height: tl.constexpr = sums.shape[0]
     width: tl.constexpr = sums.shape[1]
     if slices > 1:
@@ -78,8 +76,9 @@ def multiply_tile(c, a, b, bias, extra, M, N, K, a_rows, a_depth, c_columns, par
                   accumulate: tl.constexpr, epilogue: tl.constexpr, biased: tl.constexpr, group: tl.constexpr,
                   slices: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
                   block_k: tl.constexpr):  # fmt: skip
-    """A tile of c; a [M, K], or [K, M] if `a_turned`; b [K, N], or [N, K] if `b_turned`; `whole`: no rest of the depth.
+    """A tile of c; a [M, K], or [K, M] if `a_turned` (transposed); b [K, N], or [N, K] if `b_turned`.
 
+    `whole`: the depth is a multiple of block_k.
     a_rows, a_depth: as much as there is of a. Offsets within a tile fit 32 bits, those of tiles need not.
     """
     down, across = tl.cdiv(M, block_m), tl.cdiv(c_columns, block_n)
@@ -126,7 +125,7 @@ def multiply_tile(c, a, b, bias, extra, M, N, K, a_rows, a_depth, c_columns, par
 
 
 def slices(epilogue: int, accumulate: bool) -> int:
-    """Returns the number of column slices of the epilogue: one, if it reads nothing but a bias."""
+    """The number of slices of the epilogue of a tile: one if the epilogue reads only a bias."""
     return 4 if not device.INTERPRETED and (accumulate or epilogue in (BIAS_RESIDUAL, BIAS_GELU, GELU_GRADIENT)) else 1
 
 
@@ -148,9 +147,9 @@ def gemm(
     product: Product, tiles: Tiles, c: DeviceArray, a: DeviceArray, b: DeviceArray, bias: DeviceArray | None = None,
     extra: DeviceArray | None = None,
 ) -> None:  # fmt: skip
-    """The product that `describe` made of these arrays, in tiles.
+    """Computes the matmul that `describe` described, in tiles.
 
-    Of float32 and bfloat16, in any mixture: two of bfloat16 go to the tensor cores, all else is computed in float32.
+    Operands are float32 or bfloat16, in any mixture: tensor cores multiply two bfloat16; other pairs run in float32.
     """
     epilogue, target, split = product.epilogue, c, tiles.parts > 1
     if epilogue == COLUMN_SUMS:

@@ -1,4 +1,4 @@
-"""Sums over many numbers, in an order that depends on their count alone: the same bits on every run, on every card."""
+"""Sums and means in an order that depends on the shape alone: the same bits on every run, on every GPU."""
 
 from __future__ import annotations
 
@@ -6,13 +6,74 @@ import numpy as np
 import triton
 import triton.language as tl
 
+from llmpy.kernels.cuda.gemm.problem import row_stride
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.kernels.cuda.runtime.device import INTERPRETED
-from llmpy.kernels.cuda.runtime.launch import cdiv, launch
+from llmpy.kernels.cuda.runtime.launch import cdiv, launch, power_of_2
 from llmpy.kernels.cuda.runtime.workspace import scratch
 
 BLOCK = 2**15 if INTERPRETED else 2048  # numbers of a program at a time
 PROGRAMS = 1024  # at most; 7 for each multiprocessor of an H200
+PIECES = 64  # of the rows, at most: with a few hundred columns a program, enough programs for any GPU
+
+
+def sum_parts(x: DeviceArray, squares: bool = False) -> DeviceArray:
+    """x, any shape -> scratch, float64 [at most PROGRAMS]: sums of parts of x, or of their squares."""
+    programs = min(cdiv(x.size, BLOCK), PROGRAMS)
+    parts = scratch("sums of parts", programs, dtype=np.float64)
+    launch(_sum_parts, (programs,), parts, x, x.size, squares=squares, block=BLOCK)
+    return parts
+
+
+def mean(y: DeviceArray, x: DeviceArray) -> None:
+    """y [1] = the mean of x, any shape, summed in float64. Does not wait for the device."""
+    parts = sum_parts(x)
+    launch(_finish_mean, (1,), y, parts, len(parts), x.size, block=PROGRAMS)
+
+
+def add_rows(y: DeviceArray, x: DeviceArray) -> None:
+    """float32 y [C] += every row of x [N, C], in one kernel: for a small N, such as the parts of a sum."""
+    N, C = x.shape
+    block = rows_configuration(C)
+    launch(_add_rows, (cdiv(C, block["columns"]),), y, x, N, C, **block)
+
+
+def add_column_sums(y: DeviceArray, x: DeviceArray) -> None:
+    """float32 y [C] += the column sums of x [N, C], such as the gradient of a bias. The result repeats bit by bit.
+
+    One kernel sums pieces of the rows, a second kernel sums the pieces: floats are added in one order only.
+    """
+    rows, columns = x.shape
+    chosen = column_sums_configuration(rows, columns)
+    blocks = cdiv(rows, chosen["block_rows"])
+    piece_rows = cdiv(blocks, min(PIECES, blocks)) * chosen["block_rows"]
+    pieces = cdiv(rows, piece_rows)
+    sums = scratch("pieces of column sums", pieces, columns, dtype=np.float32)
+    across = cdiv(columns, chosen["block_columns"])
+    launch(sum_pieces, (across, pieces), sums, x, rows, columns, row_stride(x), piece_rows, **chosen)
+    launch(
+        add_pieces, (across,), y, sums, pieces, columns, block_pieces=power_of_2(pieces),
+        block_columns=chosen["block_columns"], num_warps=chosen["num_warps"],
+    )  # fmt: skip
+
+
+def rows_configuration(C: int) -> dict[str, int]:
+    """Rows and columns of a block of `add_rows`, and warps; a small C gets narrow blocks, for enough programs."""
+    if INTERPRETED:
+        return {"rows": 16, "columns": 2048, "num_warps": 4}
+    rows, columns = (64, 32) if C <= 2**14 else (8, 256)
+    return {"rows": rows, "columns": columns, "num_warps": 4}
+
+
+def column_sums_configuration(rows: int, columns: int) -> dict[str, int]:
+    """Rows and columns of a block of `add_column_sums`, and warps."""
+    if INTERPRETED:
+        return {
+            "block_rows": min(1024, power_of_2(rows)),
+            "block_columns": min(1024, power_of_2(columns)),
+            "num_warps": 4,
+        }
+    return {"block_rows": 32, "block_columns": 128, "num_warps": 4}
 
 
 @triton.jit
@@ -35,7 +96,7 @@ def _finish_mean(mean, parts, count, n, block: tl.constexpr):
 
 
 @triton.jit
-def _add_column_sums(y, x, N, C, rows: tl.constexpr, columns: tl.constexpr):
+def _add_rows(y, x, N, C, rows: tl.constexpr, columns: tl.constexpr):
     column = tl.program_id(0).to(tl.int64) * columns + tl.arange(0, columns)
     inside = column < C
     total = tl.zeros((rows, columns), tl.float32)
@@ -47,30 +108,28 @@ def _add_column_sums(y, x, N, C, rows: tl.constexpr, columns: tl.constexpr):
     tl.store(y + column, before + tl.sum(total, 0), mask=inside)
 
 
-def sum_parts(x: DeviceArray, squares: bool = False) -> DeviceArray:
-    """x, any shape -> scratch, float64 [at most PROGRAMS]: sums of parts of x, or of their squares."""
-    programs = min(cdiv(x.size, BLOCK), PROGRAMS)
-    parts = scratch("sums of parts", programs, dtype=np.float64)
-    launch(_sum_parts, (programs,), parts, x, x.size, squares=squares, block=BLOCK)
-    return parts
+@triton.jit
+def sum_pieces(sums, x, rows, columns, stride, piece_rows, block_rows: tl.constexpr, block_columns: tl.constexpr):
+    """Writes sums [pieces, columns]: the column sums of every `piece_rows` rows of x."""
+    column = tl.program_id(0) * block_columns + tl.arange(0, block_columns)
+    start = tl.program_id(1) * piece_rows
+    stop = tl.minimum(start + piece_rows, rows)
+    total = tl.zeros([block_rows, block_columns], tl.float32)
+    for first in range(start, stop, block_rows):
+        row = first + tl.arange(0, block_rows)
+        inside = (row < stop)[:, None] & (column < columns)[None, :]
+        total += tl.load(x + row.to(tl.int64)[:, None] * stride + column[None, :], mask=inside, other=0.0).to(
+            tl.float32
+        )
+    tl.store(sums + tl.program_id(1) * columns + column, tl.sum(total, 0), mask=column < columns)
 
 
-def mean(y: DeviceArray, x: DeviceArray) -> None:
-    """y, one number on the device = the mean of x, any shape; summed in float64. Waits for nothing."""
-    parts = sum_parts(x)
-    launch(_finish_mean, (1,), y, parts, len(parts), x.size, block=PROGRAMS)
-
-
-def column_tile(C: int) -> dict[str, int]:
-    """Few columns are shared by programs of a few and many rows, so that there are programs enough."""
-    if INTERPRETED:
-        return {"rows": 16, "columns": 2048, "num_warps": 4}
-    rows, columns = (64, 32) if C <= 2**14 else (8, 256)
-    return {"rows": rows, "columns": columns, "num_warps": 4}
-
-
-def add_column_sums(y: DeviceArray, x: DeviceArray) -> None:
-    """y [C], float32, += the sums of the columns of x [N, C]."""
-    N, C = x.shape
-    block = column_tile(C)
-    launch(_add_column_sums, (cdiv(C, block["columns"]),), y, x, N, C, **block)
+@triton.jit
+def add_pieces(y, sums, pieces, columns, block_pieces: tl.constexpr, block_columns: tl.constexpr):
+    """y [columns] += sums [pieces, columns]"""
+    column = tl.program_id(0) * block_columns + tl.arange(0, block_columns)
+    piece = tl.arange(0, block_pieces)
+    inside = (piece < pieces)[:, None] & (column < columns)[None, :]
+    total = tl.sum(tl.load(sums + piece[:, None] * columns + column[None, :], mask=inside, other=0.0), 0)
+    total += tl.load(y + column, mask=column < columns, other=0.0)
+    tl.store(y + column, total, mask=column < columns)

@@ -1,4 +1,4 @@
-"""Work division of row-wise kernels: the number of rows a program holds."""
+"""Block sizes of kernels over rows (norms, dropout, embeddings): a program holds several whole rows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from llmpy.kernels.cuda.runtime.launch import power_of_2
 
 
 def row_tile(columns: int, numbers: int = 2048) -> dict[str, int]:
-    """The block of a program that reads rows of `columns` numbers: `rows`, `columns` (a power of 2) and `num_warps`.
+    """The block of a program that reads rows of `columns` elements: `rows`, `columns` (a power of 2) and `num_warps`.
 
-    About `numbers` at a time, 16 of them to a thread: all that run on a multiprocessor then have enough bytes on their
-    way to reach the speed of memory, and registers for what is made of them.
+    A block has about `numbers` elements, 16 for each thread: the programs of a multiprocessor then have enough loads in
+    flight to reach the bandwidth of memory, and enough registers.
     """
     block = power_of_2(columns)
     if INTERPRETED:

@@ -1,8 +1,8 @@
-"""Stable sort of tokens on the device: equal tokens stay in the order of their rows.
+"""A stable sort of tokens on the device: the rows of each token, in the order of the rows.
 
-The sort uses no atomics, so the order is always the same, and never copies tokens to the host, so a CUDA graph can hold
-it. Runs are sorted separately; a token's place is its place in its run plus the number of smaller tokens in all other
-runs. That is cheap up to a million rows.
+The sort uses no atomics, so the order is always the same, and the host never reads the tokens, so a CUDA graph can hold
+the sort. Runs are sorted separately. The place of a token is then its place in its run, plus the number of tokens of
+every other run that come before it. This is cheap up to a million rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Arrays in the memory of the device: an address, a shape, strides. What computes with them are kernels alone."""
+"""Arrays in the memory of the device: an address, a shape and strides. Only kernels compute with them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmpy.kernels.cuda.runtime import device
 
 
 class DeviceArray:
-    """Numbers on the device, with as much of NumPy's ways as the models use.
+    """Elements on the device, with the part of NumPy's interface that the models use.
 
     `strides` count numbers, not bytes. Indexing by integers and slices gives views; `reshape` too, of what
     is contiguous. What is assigned is copied: a number, an array of the host, or one of the device.
@@ -53,7 +53,7 @@ class DeviceArray:
 
     @property
     def is_contiguous(self) -> bool:
-        """Tells whether the array is C-contiguous; as in NumPy, strides of axes of length 1 do not matter."""
+        """Returns whether the array is C-contiguous as in NumPy: strides of axes of length 1 do not matter."""
         wanted = _contiguous(self.shape)
         return all(n == 1 or s == w for n, s, w in zip(self.shape, self.strides, wanted, strict=True))
 
@@ -88,7 +88,7 @@ class DeviceArray:
         return DeviceArray(address, tuple(shape), self.dtype, self.owner, tuple(strides))
 
     def _with_axes(self, keys: tuple[Any, ...]) -> DeviceArray:
-        """Returns a view with an axis of length 1 for each `None` of the index."""
+        """Indexes with `None`, which inserts an axis of length 1."""
         inner = self[tuple(key for key in keys if key is not None)]
         shape, strides, axis = list(inner.shape), list(inner.strides), 0
         for key in keys:
@@ -118,7 +118,7 @@ class DeviceArray:
     # ---- values ----------------------------------------------------------------------------------------------------
 
     def numpy(self) -> np.ndarray:
-        """A copy on the host, after all that was asked for before is done."""
+        """A copy on the host, after all earlier work of the device."""
         made = np.empty(self.shape, self.dtype)
         for place, part in _contiguous_parts(self):
             device.current().copy_out(made[place], part.address)
@@ -142,7 +142,7 @@ class DeviceArray:
                 device.current().copy_in(part.address, np.ascontiguousarray(source))
 
     def fill(self, value: float) -> None:
-        """Every number becomes `value`; 0 in one call of the device."""
+        """Sets every element to `value`; 0 takes one call of the device."""
         if value == 0 and self.is_contiguous:
             device.current().clear(self.address, self.nbytes)
         else:
@@ -150,7 +150,7 @@ class DeviceArray:
 
 
 def empty(*shape: Any, dtype: Any = np.float32) -> DeviceArray:
-    """A new array, of any values; what a run needs is planned and taken once (llmpy/utils/memory.py)."""
+    """A new array with arbitrary contents; a run plans its arrays and allocates them once (llmpy/utils/memory.py)."""
     shape = shape[0] if shape and isinstance(shape[0], tuple) else shape
     address, owner = device.current().take(prod(shape) * np.dtype(dtype).itemsize)
     return DeviceArray(address, shape, dtype, owner)
@@ -165,7 +165,7 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _contiguous_parts(array: DeviceArray):
-    """(index, part) for the largest parts of an array that lie in one piece."""
+    """Yields (index, part) for the largest contiguous parts of an array."""
     if array.size == 0:
         return
     if array.is_contiguous:

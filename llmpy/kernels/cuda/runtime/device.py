@@ -1,7 +1,7 @@
-"""The device that kernels run on: one GPU, or, with TRITON_INTERPRET=1, host memory under Triton's interpreter.
+"""The device that kernels run on: one GPU, or the host under Triton's interpreter (TRITON_INTERPRET=1).
 
-A training step uses, besides memory: `captured`, which launches all its kernels as one CUDA graph; `read_later`, which
-copies a value back while the device computes; `copies_ahead`, the prefetch queue of the next batches.
+Beside memory, a training step needs three things of a device: `captured`, which launches all kernels of a step at once;
+`read_later`, which copies a value back while the device continues; and `copies_ahead`, the prefetch queue of batches.
 """
 
 from __future__ import annotations
@@ -15,92 +15,94 @@ import numpy as np
 from llmpy.errors import UserError
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ORDINAL = "LLMPY_CUDA_DEVICE"  # the variable that says which GPU, where --device does not
+ORDINAL = "LLMPY_CUDA_DEVICE"  # the environment variable that chooses a GPU if --device does not
 
 
 class Pending(Protocol):
-    """A value that is being copied from the device."""
+    """A pending value of the device."""
 
     @property
     def arrived(self) -> bool: ...
 
     def __float__(self) -> float:
-        """The number, when all that was asked for before it is done."""
+        """The value; waits until the device has computed it."""
 
 
 class CopiesAhead(Protocol):
-    """Prefetch queue of batches to the device, first in, first out, at most two batches at a time."""
+    """A prefetch queue: batches of arrays that are copied to the device in order, at most two at a time."""
 
     def put(self, *arrays: np.ndarray) -> None:
-        """Starts copying a batch while the device computes; the host arrays may change as soon as this returns.
+        """Starts copying a batch while the device computes; the arrays may change as soon as `put` returns.
 
         Raises ValueError if two batches wait already, or if the arrays take more bytes than planned.
         """
 
     def deliver(self, *addresses: int) -> None:
-        """The oldest lot, to an address for each of its arrays, before what is asked for next and after what was.
+        """Copies the oldest batch to one address for each array, in order with the other work of the device.
 
-        Raises ValueError where none waits.
+        Raises ValueError if no batch waits.
         """
 
 
 class Mark(Protocol):
-    """A moment in the order of what runs."""
+    """A point in time on the stream."""
 
     def __sub__(self, earlier: Any) -> float:
-        """Seconds between two moments, when the device has come to both."""
+        """Seconds between two marks; waits until the device has reached both."""
 
 
 class Device(Protocol):
-    """Memory and order of what runs. Copies and kernels follow one another on one stream."""
+    """Memory and execution order: copies and kernels run one after the other on one stream."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def capability(self) -> tuple[int, int]:
-        """NVIDIA's number of the architecture: (9, 0) is Hopper."""
+        """The compute capability: (9, 0) is Hopper."""
 
     @property
     def stream(self) -> int:
-        """The handle of the stream, for libraries that are called beside the kernels; 0 under the interpreter."""
+        """The handle of the stream, for libraries such as cuBLASLt; 0 under the interpreter."""
 
     def memory(self) -> tuple[int, int]:
-        """Bytes that are free now, and all that there are."""
+        """Bytes of memory that are free, and bytes in total."""
 
     def take(self, size: int) -> tuple[int, Any]:
-        """`size` bytes -> their address, aligned to 256, and the object that keeps them. Raises UserError where there
-        are not as many."""
+        """Allocates `size` bytes; returns their address, aligned to 256, and the object that owns them.
+
+        Raises UserError if memory is short.
+        """
 
     def copy_in(self, address: int, array: np.ndarray) -> None:
-        """A contiguous array of the host, which may change as soon as this returns."""
+        """Copies a contiguous array of the host, which may change as soon as `copy_in` returns."""
 
     def copy_out(self, array: np.ndarray, address: int) -> None:
-        """Copies an array to the host; the copy is complete when this returns."""
+        """Copies to an array of the host; waits until the copy is done."""
 
     def copy(self, to: int, address: int, size: int) -> None: ...
 
     def clear(self, address: int, size: int) -> None: ...
 
     def synchronize(self) -> None:
-        """Returns when all that was asked for is done."""
+        """Waits until all work of the device is done."""
 
     def captured(self, function: Callable[[], None]) -> Callable[[], None]:
-        """The function made one call of the device.
+        """Returns the function as one call of the device, a CUDA graph.
 
-        The first call runs it as it is: its kernels are compiled, its scratch is taken. The second notes down what it
-        asks of the device, and from then on that is repeated, and the function itself no longer called. It must always
-        ask for the same, of the same addresses, and take or read nothing.
+        The first call runs the function: its kernels are compiled, its scratch is allocated. The second call captures
+        the work of the function, and later calls repeat that work without calling the function. The function must
+        always do the same work at the same addresses, and neither allocate nor read memory.
         """
 
     def read_later(self, address: int, dtype: Any = np.float32) -> Pending:
-        """One number, as it is after all that was asked for so far; this returns at once."""
+        """Starts copying one value to the host, in order with earlier work; returns at once."""
 
     def copies_ahead(self, size: int) -> CopiesAhead:
-        """Returns a prefetch queue for batches of up to `size` bytes, arrays rounded up to 256. Its memory is kept."""
+        """A prefetch queue for batches of up to `size` bytes, each array rounded up to 256. Never frees its memory."""
 
     def mark(self) -> Mark:
-        """Returns a time mark; the difference of two marks is the time between them in seconds."""
+        """A mark on the stream; the difference of two marks is the time in seconds between them."""
 
 
 _chosen: int | None = None
@@ -108,7 +110,7 @@ _current: Device | None = None
 
 
 def choose(ordinal: int) -> None:
-    """The GPU for this process, before anything runs on another. Raises UserError where something does."""
+    """Chooses the GPU of this process. Raises UserError if the process computes on another GPU already."""
     global _chosen
     if _current is not None and not INTERPRETED and ordinal != _ordinal():
         raise UserError(f"this process computes on GPU {_ordinal()} already: use cuda:{ordinal} in another one")
@@ -116,7 +118,7 @@ def choose(ordinal: int) -> None:
 
 
 def _ordinal() -> int:
-    """Number of the GPU: that of `choose`, or of LLMPY_CUDA_DEVICE, or 0."""
+    """The number of the GPU from `choose`, or from LLMPY_CUDA_DEVICE, or 0."""
     if _chosen is not None:
         return _chosen
     asked = os.environ.get(ORDINAL, "").strip() or "0"
@@ -126,7 +128,7 @@ def _ordinal() -> int:
 
 
 def current() -> Device:
-    """The device of this process, opened on first use. Raises UserError where it cannot be."""
+    """The device of this process, opened on first use. Raises UserError if the device cannot be opened."""
     global _current
     if _current is None:
         if INTERPRETED:

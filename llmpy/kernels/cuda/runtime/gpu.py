@@ -1,4 +1,4 @@
-"""One NVIDIA GPU through cuda-core: memory, copies, a stream of our own, and graphs of what is asked of it."""
+"""One NVIDIA GPU through cuda-core: memory, copies, a stream of our own, and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import numpy as np
 from llmpy.errors import UserError
 from llmpy.kernels.cuda.runtime import compiling
 from llmpy.kernels.cuda.runtime.arena import Arena
-from llmpy.kernels.cuda.runtime.transfers import Lots, Reading, Readings, Staging
+from llmpy.kernels.cuda.runtime.transfers import PrefetchQueue, Reading, Readings, Staging
+from llmpy.kernels.cuda.runtime.triton_driver import install
 
 
 class Gpu:
     """The `Device` (llmpy/kernels/cuda/runtime/device.py) that is a GPU.
 
-    Raises UserError where there is none of this number.
+    Raises UserError if there is no GPU with this number.
     """
 
     def __init__(self, ordinal: int = 0) -> None:
@@ -42,10 +43,8 @@ class Gpu:
         self.capability = int(major), int(minor)
         self._arena = Arena(self._allocate)
         self._readings = Readings(self)
-        self._kept: list[Lots] = []
+        self._kept: list[PrefetchQueue] = []
         self._recording = False
-        from llmpy.kernels.cuda.runtime.triton_driver import install
-
         install(self, ordinal)
 
     # ---- memory ----------------------------------------------------------------------------------------------------
@@ -79,7 +78,7 @@ class Gpu:
 
     @cached_property
     def ahead(self) -> Any:
-        """Stream that copies batches while kernels run."""
+        """The stream that copies batches while the other stream computes."""
         return self._device.create_stream()
 
     def copy_in(self, address: int, array: np.ndarray) -> None:
@@ -106,10 +105,10 @@ class Gpu:
         self._refuse_in_graph("a number is read")
         return self._readings.begin(address, dtype)
 
-    def copies_ahead(self, size: int) -> Lots:
-        lots = Lots(self, size)
-        self._kept.append(lots)  # a copy in flight needs the memory, even if nobody else holds a reference
-        return lots
+    def copies_ahead(self, size: int) -> PrefetchQueue:
+        queue = PrefetchQueue(self, size)
+        self._kept.append(queue)  # a pending copy needs the memory, even after the caller dropped the queue
+        return queue
 
     # ---- order -----------------------------------------------------------------------------------------------------
 
@@ -117,14 +116,14 @@ class Gpu:
         self._stream.sync()
 
     def event(self, timing: bool = False) -> Any:
-        """One that no stream has come to yet, which counts as done."""
+        """A new event; an event that was never recorded counts as done."""
         return self._device.create_event(self.core.EventOptions(timing_enabled=timing))
 
     def record(self, event: Any) -> None:
         self._stream.record(event)
 
     def wait(self, event: Any) -> None:
-        """Makes later work on the stream wait for the event."""
+        """Makes later work of the stream wait for the event."""
         self._stream.wait(event)
 
     def mark(self) -> Moment:
@@ -134,9 +133,9 @@ class Gpu:
         return Captured(self, function)
 
     def graph_of(self, function: Callable[[], None]) -> Any:
-        """Returns a CUDA graph of the kernels that `function` launches; nothing runs yet."""
+        """Captures the work of a call of the function as a graph, without running it."""
         collecting = gc.isenabled()
-        gc.collect()  # memory given back by the collector in between would become a part of the graph
+        gc.collect()  # memory that the collector frees during capture would become a part of the graph
         gc.disable()
         builder = self._stream.create_graph_builder()
         builder.begin_building("relaxed")  # "global" would forbid loading a kernel meanwhile
@@ -144,7 +143,7 @@ class Gpu:
         try:
             function()
         except BaseException:
-            with suppress(Exception):  # what went wrong first is what counts
+            with suppress(Exception):  # the first error is the one to report
                 builder.end_building()
             raise
         finally:
@@ -161,7 +160,7 @@ class Gpu:
             raise RuntimeError(f"{what} while a graph is captured: it would happen once, and not with the graph")
 
     def _done(self, result: Any) -> Any:
-        """The values of a call of the driver's. Raises RuntimeError with the driver's name for what went wrong."""
+        """The values of a driver call. Raises RuntimeError with the name of the driver's error."""
         status, *values = result
         if int(status):
             raise RuntimeError(f"the driver of {self.name} answers {status.name}")
@@ -188,7 +187,7 @@ class Captured:
 
 
 class Moment:
-    """A point in the stream's time."""
+    """A mark: the time at which the stream reached it."""
 
     def __init__(self, gpu: Gpu) -> None:
         self.event = gpu.event(timing=True)

@@ -1,4 +1,4 @@
-"""Host memory as a device, for Triton's interpreter. Every operation is complete when its call returns."""
+"""The memory of the host as a device for Triton's interpreter. All work is done at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmpy.kernels.cuda.runtime.arena import ALIGNMENT, aligned
-from llmpy.kernels.cuda.runtime.pinned_slots import check_delivery, check_lot
+from llmpy.kernels.cuda.runtime.transfers import check_batch, check_delivery
 from llmpy.utils import memory
 
 
@@ -47,7 +47,7 @@ class Host:
         ctypes.memset(address, 0, size)
 
     def synchronize(self) -> None:
-        """Does nothing: every operation is already complete."""
+        """Does nothing: all work is done at once."""
 
     def captured(self, function: Callable[[], None]) -> Callable[[], None]:
         return function
@@ -57,15 +57,15 @@ class Host:
         self.copy_out(number, address)
         return Read(float(number[0]))
 
-    def copies_ahead(self, size: int) -> Lots:
-        return Lots(size)
+    def copies_ahead(self, size: int) -> PrefetchQueue:
+        return PrefetchQueue(size)
 
     def mark(self) -> float:
         return time.perf_counter()
 
 
 class Read:
-    """A number that has arrived."""
+    """A value that is available already."""
 
     arrived = True
 
@@ -76,18 +76,18 @@ class Read:
         return self._value
 
 
-class Lots:
-    """Arrays kept until they are delivered."""
+class PrefetchQueue:
+    """A prefetch queue that keeps copies of arrays until they are delivered."""
 
     def __init__(self, size: int) -> None:
         self._size = aligned(size)
         self._waiting: deque[list[np.ndarray]] = deque()
 
     def put(self, *arrays: np.ndarray) -> None:
-        check_lot(arrays, self._size, len(self._waiting))
+        check_batch(arrays, self._size, len(self._waiting))
         self._waiting.append([np.array(array, order="C") for array in arrays])
 
     def deliver(self, *addresses: int) -> None:
-        check_delivery(addresses, [len(lot) for lot in self._waiting])
+        check_delivery(addresses, [len(batch) for batch in self._waiting])
         for address, array in zip(addresses, self._waiting.popleft(), strict=True):
             ctypes.memmove(address, array.ctypes.data, array.nbytes)

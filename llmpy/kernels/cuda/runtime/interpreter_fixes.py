@@ -45,7 +45,7 @@ class Pointer:
         return Pointer(self.array)
 
     def set_(self, storage: Pointer, offset: int, size: Any, stride: Any) -> None:
-        """Keeps the storage: it belongs to the first argument at this address, perhaps in another dtype."""
+        """Does nothing: the host has the storage already, perhaps under another dtype."""
 
     def storage_offset(self) -> int:
         return 0
@@ -114,7 +114,7 @@ def _tensor_with_index(tensor: Any, scope: Any) -> None:
 
 class _Kept:
     def restore(self) -> None:
-        """Keeps the replacements: swapping them around every launch would take longer than many launches."""
+        """Keeps the replacements: replacing them around every launch takes longer than most launches."""
 
 
 _patched: set[int] = set()

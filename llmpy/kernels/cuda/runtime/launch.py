@@ -29,7 +29,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) 
 
 
 def cdiv(n: int, block: int) -> int:
-    """Returns the number of blocks that cover n."""
+    """The number of blocks that cover n."""
     return -(-n // block)
 
 

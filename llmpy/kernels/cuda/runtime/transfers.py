@@ -1,4 +1,4 @@
-"""Numbers between the host and the GPU, through memory of the host that the GPU reads and writes by itself (pinned)."""
+"""Transfers between the host and the GPU through pinned memory, which the GPU reads and writes by itself."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmpy.kernels.cuda.runtime.arena import aligned
-from llmpy.kernels.cuda.runtime.pinned_slots import LOTS, check_delivery, check_lot
 
 if TYPE_CHECKING:
     from llmpy.kernels.cuda.runtime.gpu import Gpu
 
 HALF = 8 * 2**20  # bytes of each of the two buffers that arrays of any size pass through
-SLOT, SLOTS = 8, 64  # bytes of a value in flight to the host, and how many slots are taken at a time
+SLOT, SLOTS = 8, 64  # bytes of a pending value, and how many are allocated at a time
+BATCHES = 2  # that may be pending in a prefetch queue
 
 
 class Pinned:
-    """`size` bytes of the host's memory, as the GPU's copies reach them and as NumPy does."""
+    """`size` bytes of pinned host memory: `address` for the GPU's copies, `bytes` for NumPy."""
 
     def __init__(self, gpu: Gpu, size: int) -> None:
         self._buffer = gpu.core.LegacyPinnedMemoryResource().allocate(size)
@@ -29,16 +29,16 @@ class Pinned:
 
 
 class Staging:
-    """Arrays of any size, in two buffers by turns: the GPU copies the one while the host fills or empties the other."""
+    """Copies arrays of any size through two buffers: the GPU copies one while the host fills or empties the other."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
         self._halves = [Pinned(gpu, HALF) for _ in range(2)]
-        self._copied = [gpu.event() for _ in range(2)]  # what each half held has been copied
+        self._copied = [gpu.event() for _ in range(2)]  # recorded when the contents of a half have been copied
         self._turn = 0
 
     def copy_in(self, address: int, array: np.ndarray) -> None:
-        """The host's array to the GPU; returns when all of it is in the buffers."""
+        """Copies an array of the host to the GPU; returns when the whole array is in the buffers."""
         data = array.reshape(-1).view(np.uint8)
         for start, size in _chunks(data.size):
             half = self._next()
@@ -48,7 +48,7 @@ class Staging:
             self._gpu.record(self._copied[half])
 
     def copy_out(self, array: np.ndarray, address: int) -> None:
-        """Copies a GPU array to a host array through two pinned buffers: one fills while the other is emptied."""
+        """Copies GPU memory to an array of the host: the GPU fills one buffer while the host empties the other."""
         data = np.empty(array.nbytes, np.uint8)
         coming: deque[tuple[int, int, int]] = deque()
         for start, size in _chunks(data.size):
@@ -77,7 +77,7 @@ def _chunks(size: int) -> Iterator[tuple[int, int]]:
 
 
 class Readings:
-    """Slots for values in flight to the host, each with its own event; a slot is reused once it was read."""
+    """Slots for pending values, each with an event of its own; a slot is reused after its value was read."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
@@ -94,7 +94,7 @@ class Readings:
 
 
 class Reading:
-    """A value that is being copied to the host."""
+    """A pending value: float() waits until the GPU has computed and copied it."""
 
     def __init__(self, free: list[Any], slot: tuple[Pinned, int, Any], dtype: np.dtype) -> None:
         self._free, self._slot, self._dtype = free, slot, dtype
@@ -113,33 +113,34 @@ class Reading:
         return self._value
 
     def __del__(self) -> None:
-        # Copies follow one another: whatever of this one is still to come is over before the slot's next number.
+        # Copies run in order: a pending copy to this slot ends before the copy of the slot's next value begins.
         if self._value is None:
             self._free.append(self._slot)
 
 
-class Lots:
-    """Arrays that go ahead on a stream of their own: packed in pinned memory, then staged on the GPU, then in place.
+class PrefetchQueue:
+    """A prefetch queue on a stream of its own: batches go to pinned memory, then to staging memory on the GPU.
 
-    Both kinds of staging are there twice, so that one lot is copied while the one before it waits to be delivered.
+    `deliver` copies a batch to its place. Both kinds of staging memory exist twice: one batch is copied while the batch
+    before it waits for delivery.
     """
 
     def __init__(self, gpu: Gpu, size: int) -> None:
         self._gpu, self._size = gpu, aligned(size)
-        self._pinned = [Pinned(gpu, self._size) for _ in range(LOTS)]
-        self._staged = [gpu.take(self._size) for _ in range(LOTS)]
-        self._arrived = [gpu.event() for _ in range(LOTS)]  # on the GPU
-        self._delivered = [gpu.event() for _ in range(LOTS)]  # so that its place may be used again
+        self._pinned = [Pinned(gpu, self._size) for _ in range(BATCHES)]
+        self._staged = [gpu.take(self._size) for _ in range(BATCHES)]
+        self._arrived = [gpu.event() for _ in range(BATCHES)]  # on the GPU
+        self._delivered = [gpu.event() for _ in range(BATCHES)]  # recorded when a staging place may be reused
         for event in self._delivered:
-            gpu.record(event)  # memory is there when the stream that took it comes to it
-        self._waiting: deque[tuple[int, list[int]]] = deque()  # the place of a lot, and its arrays' bytes
+            gpu.record(event)  # memory is usable once the stream that allocated it gets there
+        self._waiting: deque[tuple[int, list[int]]] = deque()  # of each batch: staging place, array sizes
         self._turn = 0
 
     def put(self, *arrays: np.ndarray) -> None:
-        check_lot(arrays, self._size, len(self._waiting))
-        place, self._turn = self._turn, (self._turn + 1) % LOTS
+        check_batch(arrays, self._size, len(self._waiting))
+        place, self._turn = self._turn, (self._turn + 1) % BATCHES
         pinned, gpu = self._pinned[place], self._gpu
-        self._arrived[place].sync()  # the pinned memory has been read
+        self._arrived[place].sync()  # until the pinned memory has been read
         end = 0
         for array in arrays:
             pinned.bytes[end : end + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -158,3 +159,19 @@ class Lots:
             self._gpu.copy(address, source, size)
             source += aligned(size)
         self._gpu.record(self._delivered[place])
+
+
+def check_batch(arrays: tuple[np.ndarray, ...], size: int, waiting: int) -> None:
+    """Raises ValueError for arrays that a prefetch queue of `size` bytes with `waiting` batches does not take."""
+    if waiting == BATCHES:
+        raise ValueError(f"{BATCHES} batches wait already: deliver one before the next is put")
+    if (needed := sum(aligned(array.nbytes) for array in arrays)) > size:
+        raise ValueError(f"a batch of {needed} bytes where {size} were planned")
+
+
+def check_delivery(addresses: tuple[int, ...], waiting: list[int]) -> None:
+    """Raises ValueError if `addresses` do not fit the first batch; `waiting` has the number of arrays of each batch."""
+    if not waiting:
+        raise ValueError("no batch waits to be delivered")
+    if len(addresses) != waiting[0]:
+        raise ValueError(f"{len(addresses)} addresses for a batch of {waiting[0]} arrays")

@@ -41,6 +41,6 @@ class OwnDriver(CudaDriver):
 
 
 def install(device: Device, ordinal: int) -> None:
-    """Makes Triton launch its kernels on this device's stream."""
+    """Makes Triton launch its kernels on the stream of this device."""
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as before Triton 3.10; 3.9 warns where nothing is said
     triton.runtime.driver.set_active(OwnDriver(device, ordinal))

@@ -1,4 +1,4 @@
-"""Scratch memory of the kernels on the device: taken when first needed, reused by every call after."""
+"""Scratch memory of the kernels on the device: allocated when first needed, and reused by later calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from llmpy.kernels.cuda.runtime.array import DeviceArray, empty
 
 _memory: dict[str, DeviceArray] = {}
-# Outgrown arrays are kept: a CUDA graph that was captured earlier still uses them.
+# Arrays that were too small are kept: a CUDA graph that was captured earlier continues to use them.
 _outgrown: list[DeviceArray] = []
 
 
