@@ -25,8 +25,8 @@ from llmpy import kernels
 from llmpy.bench import loss_curve, machine, peers
 from llmpy.data.corpora import open_corpus
 from llmpy.errors import UserError
-from llmpy.models.config import SHAPE, is_llama, shape_of
 from llmpy.models.precision import resolve
+from llmpy.models.presets import SHAPE, family_of_descriptor, shape_of
 from llmpy.tokenization.base import Tokenizer
 from llmpy.utils.atomic_files import write_text_atomic
 from llmpy.utils.progress_bar import Bar, bar
@@ -105,7 +105,7 @@ def main() -> None:
         "losses": curves,
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    file = FILES[precision] + ("_llama" if is_llama(args.model) else "")
+    file = FILES[precision] + ("_llama" if family_of_descriptor(args.model).name == "llama" else "")
     write_text_atomic(args.out / f"{file}.json", json.dumps(result) + "\n")
     draw(curves, reference, window, args.out / f"{file}.png")
 

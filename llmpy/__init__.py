@@ -18,9 +18,9 @@ __version__ = "0.1.0"
 _PUBLIC = {  # "module", or "module:name" where the name differs there
     "load": "llmpy.formats.load:load_model",
     "GPT2": "llmpy.models.gpt2",
-    "GPT2Config": "llmpy.models.config",
+    "GPT2Config": "llmpy.models.gpt2",
     "Llama": "llmpy.models.llama",
-    "LlamaConfig": "llmpy.models.config",
+    "LlamaConfig": "llmpy.models.llama",
     "TrainConfig": "llmpy.training.config",
     "Trainer": "llmpy.training.trainer",
     "Engine": "llmpy.inference.engine",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llmpy.formats.huggingface import folder as huggingface
-from llmpy.models.config import LlamaConfig
+from llmpy.models.llama import LlamaConfig
 from llmpy.models.parameters import Parameters
 from llmpy.tokenization.base import ByteTokenizer
 from tests.formats.conftest import llama_parameters

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from llmpy.inference.engine import Engine
-from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.gpt2 import GPT2Config
+from llmpy.models.llama import LlamaConfig
 from tests.formats.conftest import llama_parameters, make_model
 
 GPT2 = GPT2Config(vocab_size=61, context=48, layers=2, heads=3, channels=12)

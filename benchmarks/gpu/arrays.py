@@ -98,7 +98,7 @@ def _exact(buffer: Any) -> np.ndarray:
 
 def angles(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin, float32 [T, hs/2], by which attention turns the q and k of a case."""
-    from llmpy.models.config import LlamaConfig
+    from llmpy.models.llama import LlamaConfig
 
     T, hs = case.operands()["k"].shape[1::2]
     return rotations(LlamaConfig(head_size=hs), T)

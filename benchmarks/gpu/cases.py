@@ -8,7 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmpy.models.config import GPT2Config, LlamaConfig, ModelConfig, config_from_dict, from_descriptor
+from llmpy.models.config import ModelConfig
+from llmpy.models.llama import LlamaConfig
+from llmpy.models.presets import from_descriptor
+from llmpy.models.registry import config_from_dict
 
 ADAMW = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "weight_decay": 0.1, "step": 7, "grad_scale": 0.5}
 HEAD_SIZES = (64, 80, 96, 128)
@@ -93,7 +96,7 @@ def named(model: str | dict[str, Any]) -> tuple[str, ModelConfig]:
 
 def of_model(size: str, config: ModelConfig, B: int, T: int, rows: int = 4096, pad: int = 64) -> list[Case]:
     """Every operation that a step of the model calls, over B sequences of T tokens; `rows` of logits at a time."""
-    llama = isinstance(config, LlamaConfig)
+    llama = config.family == "llama"
     N, C = B * T, config.channels
     made = [*_embeddings(size, config, B, T), *_norms(size, N, C, llama), *_linears(size, config, N)]
     if llama:
@@ -109,11 +112,11 @@ def of_model(size: str, config: ModelConfig, B: int, T: int, rows: int = 4096, p
 
 
 def _kv_heads(config: ModelConfig) -> int:
-    return config.kv_heads if isinstance(config, LlamaConfig) else config.heads
+    return config.kv_heads
 
 
 def _embeddings(size: str, config: ModelConfig, B: int, T: int) -> list[Case]:
-    V, C, with_positions = config.vocab_size, config.channels, isinstance(config, GPT2Config)
+    V, C, with_positions = config.vocab_size, config.channels, config.family == "gpt2"
     given, label = tokens(V, B, T), f"{B * T} of {V} x {C}"
     return [
         Case("embedding_forward", size, label, {
@@ -149,13 +152,13 @@ def _linears(size: str, config: ModelConfig, N: int) -> list[Case]:
     """Forward and backward of the layers of a block, with what is fused to them there."""
     C, heads = config.channels, (config.heads + 2 * _kv_heads(config)) * config.head_size
     made = []
-    if isinstance(config, LlamaConfig):
+    if config.family == "llama":
         H, layers = config.hidden, {"qkv": (heads, C), "attproj": (C, config.heads * config.head_size)}
         layers |= {"gateup": (2 * H, C), "down": (C, H)}
     else:
         layers = {"qkv": (heads, C), "attproj": (C, C), "fc": (4 * C, C), "fcproj": (C, 4 * C)}
     for name, (OC, IC) in layers.items():
-        biased = isinstance(config, GPT2Config)
+        biased = config.family == "gpt2"
         forward = {
             "y": acts(N, OC, role="out"),
             "x": acts(N, IC),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmpy.bench.decode import Generation, our_generation, write_random
-from llmpy.models.config import config_from_dict
+from llmpy.models.registry import config_from_dict
 
 ROUNDS = 3
 

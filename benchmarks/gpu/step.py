@@ -16,8 +16,8 @@ from llmpy.errors import UserError
 from llmpy.kernels import cuda
 from llmpy.kernels.cuda.runtime import device
 from llmpy.kernels.cuda.runtime.array import DeviceArray, empty
-from llmpy.models import Model, new_model
-from llmpy.models.config import ModelConfig, config_from_dict
+from llmpy.models.config import ModelConfig
+from llmpy.models.registry import Model, config_from_dict, new_model
 from llmpy.training.console import flops_per_token
 from llmpy.training.optimizer import AdamW
 

@@ -19,8 +19,7 @@ from torch.nn.attention import sdpa_kernel
 
 from benchmarks.gpu.torch_ops import BACKENDS
 from llmpy.bench.torch_peer.gpt2 import TorchGPT2
-from llmpy.models import new_model
-from llmpy.models.config import config_from_dict
+from llmpy.models.registry import config_from_dict, new_model
 
 LR, CLIP = 1e-4, 1.0
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from llmpy import kernels
 from llmpy.bench import machine, peers, timing
-from llmpy.models.config import LlamaConfig, ModelConfig
+from llmpy.models.config import ModelConfig
 from llmpy.models.precision import dtype
 from llmpy.utils.progress_bar import bar
 
@@ -90,7 +90,7 @@ def bench(
         us = stack.enter_context(timing.worker("llm.py"))
         them = stack.enter_context(timing.worker(rival.name, rival.environment | settings)) if rival else None
         for T in lengths:
-            kv_heads = config.kv_heads if isinstance(config, LlamaConfig) else config.heads
+            kv_heads = config.kv_heads
             heads = asdict(Heads(batch_size, T, config.heads, config.head_size, kv_heads, precision))
             us.prepare("llmpy.bench.attention:our_attention", heads=heads, threads=threads)
             if them is None:

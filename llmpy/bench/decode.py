@@ -25,7 +25,6 @@ from llmpy.formats.huggingface import folder as huggingface
 from llmpy.formats.load import load_model
 from llmpy.formats.tensor_map import take_parameters
 from llmpy.inference.engine import Engine
-from llmpy.models.config import LlamaConfig, ModelConfig
 from llmpy.utils.progress_bar import bar
 
 FIRST = 1  # the token that every text begins with, where nothing else is said: BOS of llama2.c
@@ -110,7 +109,7 @@ def bytes_read(engine: Engine, work: Generation) -> dict[str, int]:
     Every weight matrix counts once for all texts; keys and values count for each text, at the middle position.
     """
     config, weights = engine.model.config, engine.weights
-    heads = config.kv_heads if isinstance(config, LlamaConfig) else config.heads
+    heads = config.kv_heads
     position = config.layers * 2 * heads * config.head_size * (2 if engine.precision == "bfloat16" else 4)
     looked_up = 0 if weights.head is weights.embedding else weights.embedding.nbytes  # one row of it is read
     return {"weights": weights.nbytes - looked_up, "cache": position * work.batch_size * work.tokens // 2}
@@ -119,7 +118,7 @@ def bytes_read(engine: Engine, work: Generation) -> dict[str, int]:
 # ---- models to measure ---------------------------------------------------------------------------------------------
 
 
-def write_random(config: ModelConfig, folder: Path) -> Path:
+def write_random(config: Any, folder: Path) -> Path:
     """A model of this shape in a file that `llmpy.load` reads, and llama2.c's `run` where it can: normal(0, 0.02).
 
     BOS, at which llama2.c stops, has an embedding of zeros in it, and so is never the likeliest token.
@@ -130,7 +129,7 @@ def write_random(config: ModelConfig, folder: Path) -> Path:
         if spec.init == "normal":
             rows = view[: spec.rows]
             rows[...] = random.standard_normal(rows.shape, np.float32) * np.float32(0.02)
-    if isinstance(config, LlamaConfig) and config.rope_interleaved:
+    if config.rope_interleaved:
         (parameters.wte if config.tied else parameters.lm_headw)[FIRST] = 0
         llama2c.write_model(folder / "random.bin", config, parameters)
         return folder / "random.bin"

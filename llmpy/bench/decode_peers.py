@@ -11,13 +11,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmpy.bench import peers, timing
 from llmpy.bench.decode import Generation, Rival
 from llmpy.errors import UserError
 from llmpy.formats import llama2c
 from llmpy.formats.load import load_model
-from llmpy.models.config import LlamaConfig
 from llmpy.tokenization.sentencepiece_files import CONTROL, NORMAL, UNKNOWN, Pieces, write_llama2c
 
 _SPEED = re.compile(r"achieved tok/s: (\S+)")
@@ -43,8 +43,8 @@ class Llama2c:
         if not os.access(self.binary, os.X_OK) or self.binary.is_dir():
             raise UserError(f"--binary {self.binary}: there is no such program: build llama2.c's run with make runomp")
         loaded = load_model(work.model)
-        config = loaded.config
-        if not isinstance(config, LlamaConfig):
+        config: Any = loaded.config
+        if config.family != "llama":
             raise UserError("llama2.c runs Llamas: leave out --against llama2c")
         model, vocabulary = folder / "peer.bin", folder / "vocabulary.bin"
         llama2c.write_model(model, config, loaded.parameters, version=2 if self.binary.stem.endswith("q") else 0)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from llmpy.models import Model, new_model
-from llmpy.models.config import LlamaConfig, ModelConfig
+from llmpy.models.config import ModelConfig
+from llmpy.models.registry import Model, new_model
 from llmpy.training.optimizer import AdamW, clip_scale, learning_rate
 from llmpy.utils.progress_bar import Bar
 
@@ -72,8 +73,8 @@ def pytorch(curve: Curve, bar: Bar, nudge: float = 0.0, precision: str = "float3
     from llmpy.bench.torch_peer.llama import TorchLlama
     from llmpy.bench.torch_peer.model import TorchModel, autocast
 
-    shape = curve.config
-    model: TorchModel = TorchLlama(shape) if isinstance(shape, LlamaConfig) else TorchGPT2(shape)
+    shape: Any = curve.config
+    model: TorchModel = TorchLlama(shape) if shape.family == "llama" else TorchGPT2(shape)
     model.load(curve.initial().parameters)
     with torch.no_grad():
         for parameter in model.parameters():

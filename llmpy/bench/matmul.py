@@ -19,7 +19,7 @@ from llmpy import kernels
 from llmpy.bench import machine, peers, timing
 from llmpy.errors import UserError
 from llmpy.kernels.defaults import LOGITS_ROWS
-from llmpy.models.config import LlamaConfig, ModelConfig
+from llmpy.models.config import ModelConfig
 from llmpy.models.precision import dtype
 from llmpy.utils.memory import MemoryPlan
 from llmpy.utils.progress_bar import bar
@@ -61,10 +61,10 @@ class Product:
         return plan.take()["dw"]
 
 
-def layers(config: ModelConfig) -> dict[str, tuple[int, int]]:
+def layers(config: Any) -> dict[str, tuple[int, int]]:
     """OC and C of every linear layer, by its name."""
     C, V = config.channels, config.vocab_size
-    if isinstance(config, LlamaConfig):
+    if config.family == "llama":
         q, kv, H = config.heads * config.head_size, config.kv_heads * config.head_size, config.hidden
         return {"qkv": (q + 2 * kv, C), "attproj": (C, q), "gateup": (2 * H, C), "down": (C, H), "head": (V, C)}
     return {"qkv": (3 * C, C), "attproj": (C, C), "fc": (4 * C, C), "fcproj": (C, 4 * C), "head": (V, C)}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ctypes.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmpy.bench.machine import version_of
 from llmpy.errors import UserError
-from llmpy.models.config import LlamaConfig, ModelConfig
 
 if TYPE_CHECKING:
     from llmpy.bench.torch_peer.model import TorchModel
@@ -53,12 +52,12 @@ def require_torch() -> None:
         raise UserError("PyTorch is not installed here: leave out --against torch, or pip install torch")
 
 
-def torch_model(config: ModelConfig) -> TorchModel:
+def torch_model(config: Any) -> TorchModel:
     """The config's family in PyTorch, with random values, and GPT-2's vocabulary padded."""
     from llmpy.bench.torch_peer.gpt2 import TorchGPT2
     from llmpy.bench.torch_peer.llama import TorchLlama
 
-    return TorchLlama(config) if isinstance(config, LlamaConfig) else TorchGPT2(config, padded=True)
+    return TorchLlama(config) if config.family == "llama" else TorchGPT2(config, padded=True)
 
 
 def find_tcmalloc() -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmpy.inference.engine import Engine
-from llmpy.models import new_decoder
+from llmpy.models.registry import new_decoder
 from llmpy.utils.progress_bar import Bar
 
 NOTHING = -1  # a target that counts for nothing: the places behind a story that ends before its window

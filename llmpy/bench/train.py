@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from llmpy import kernels
 from llmpy.bench import machine, peers, timing
 from llmpy.errors import UserError
-from llmpy.models.config import LlamaConfig, ModelConfig, config_from_dict
+from llmpy.models.config import ModelConfig
+from llmpy.models.registry import config_from_dict
 from llmpy.utils.progress_bar import Bar, bar
 
 LR = 1e-4
@@ -45,7 +46,7 @@ def our_step(
     step: dict[str, Any], observe: Callable[[kernels.Backend], kernels.Backend] = lambda kernels: kernels
 ) -> Callable[[], object]:
     """Our training step, ready to be called; on what `observe` makes of the kernels."""
-    from llmpy.models import new_model
+    from llmpy.models.registry import new_model
     from llmpy.training.optimizer import AdamW, clip_scale
 
     work = Step.from_dict(step)
@@ -81,7 +82,7 @@ def pytorch_step(step: dict[str, Any], compiled: bool) -> Callable[[], object]:
     torch.set_num_threads(work.threads)
     torch.manual_seed(42)
     config = work.config
-    model = peers.torch_model(replace(config, rope_interleaved=False) if isinstance(config, LlamaConfig) else config)
+    model = peers.torch_model(config.with_rope_interleaved(False))
     optimizer = model.adamw(LR)
     forward = torch.compile(model) if compiled else model
     x, y = (torch.from_numpy(a).long() for a in work.tokens())

@@ -167,8 +167,8 @@ def _of_training(args: argparse.Namespace) -> dict[str, Any]:
 def _decode(args: argparse.Namespace) -> dict[str, Any]:
     from llmpy.bench import decode, decode_peers, peers
     from llmpy.kernels import cpu
-    from llmpy.models.config import is_descriptor
     from llmpy.models.precision import resolve
+    from llmpy.models.presets import is_descriptor
 
     precision = args.precision if args.precision in (None, EIGHT_BITS) else resolve(args.precision)
     threads, batch_size = cpu.set_threads(args.threads), args.batch_size or 1
@@ -192,10 +192,10 @@ def shape_of(args: argparse.Namespace, length: int) -> ModelConfig:
     """The model's shape, with what the flags change; its context is as long as the sequences need."""
     from dataclasses import replace
 
-    from llmpy.models.config import LlamaConfig, from_descriptor
+    from llmpy.models.presets import from_descriptor
 
     config = from_descriptor(args.model)
     sizes: dict[str, Any] = {name: size for name in SIZES if (size := getattr(args, name)) is not None}
-    if isinstance(config, LlamaConfig) and sizes.keys() & {"heads", "channels"}:
-        sizes |= dict.fromkeys(("kv_heads", "hidden", "head_size"), 0)  # which follow from those two
+    if sizes.keys() & {"heads", "channels"}:  # other sizes follow from these two
+        sizes |= dict.fromkeys({"kv_heads", "hidden", "head_size"} & vars(config).keys(), 0)
     return replace(config, **sizes, context=max(config.context, length))

@@ -19,8 +19,8 @@ import numpy as np
 from llmpy.errors import UserError
 from llmpy.formats.llmc.model import check_size
 from llmpy.formats.tensor_map import Part, checked_config, parts, read_parts, store_parts
-from llmpy.models.config import LlamaConfig
 from llmpy.models.inference_weights import Copy, StoredWeights
+from llmpy.models.llama import LlamaConfig
 from llmpy.models.parameters import Parameters
 from llmpy.quant.types import F32, Q8_0, quantize_into
 from llmpy.utils.atomic_files import write_atomic

@@ -17,7 +17,8 @@ from llmpy.formats.huggingface import hub
 from llmpy.formats.llmc import model as llmc
 from llmpy.formats.pytorch import meta_llama
 from llmpy.formats.tensor_map import take_parameters
-from llmpy.models.config import GPT2_VOCAB_SIZE, ModelConfig
+from llmpy.models.config import ModelConfig
+from llmpy.models.gpt2 import GPT2_VOCAB_SIZE
 from llmpy.models.inference_weights import StoredWeights
 from llmpy.models.parameters import Parameters
 from llmpy.tokenization.base import Tokenizer

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from llmpy.errors import UserError
-from llmpy.models.config import LlamaConfig, ModelConfig
+from llmpy.models.config import ModelConfig
 from llmpy.models.inference_weights import MATRICES, Copy, Key, StoredWeights
-from llmpy.models.parameters import Parameters, parameter_table
+from llmpy.models.llama import LlamaConfig
+from llmpy.models.parameters import Parameters
 from llmpy.models.transformer import plan_parameters
 from llmpy.quant.matrix import Matrix
 from llmpy.quant.types import F32, PLAIN
@@ -73,7 +74,7 @@ class Part:
 
 def parts(config: ModelConfig) -> Iterator[Part]:
     """All parts of a model, layer by layer within each of our tensors."""
-    for spec in parameter_table(config):
+    for spec in config.parameter_table():
         rest = spec.shape[2:] if spec.per_layer else spec.shape[1:]
         for layer in range(config.layers) if spec.per_layer else (None,):
             for piece in spec.pieces():
@@ -86,13 +87,11 @@ def parts(config: ModelConfig) -> Iterator[Part]:
 
 
 def _rotated_heads(name: str, config: ModelConfig) -> int:
-    if not isinstance(config, LlamaConfig):
-        return 0
     return config.heads if ".q_proj." in name else config.kv_heads if ".k_proj." in name else 0
 
 
 def in_memory_interleaved(config: ModelConfig) -> bool:
-    return isinstance(config, LlamaConfig) and config.rope_interleaved
+    return config.rope_interleaved
 
 
 def reorder(rows: np.ndarray, heads: int, interleaved: bool) -> np.ndarray:
@@ -106,7 +105,7 @@ def reorder(rows: np.ndarray, heads: int, interleaved: bool) -> np.ndarray:
 
 def take_parameters(config: ModelConfig) -> Parameters:
     """Memory for the parameters of a model and nothing else. UserError where the machine has less."""
-    return Parameters(parameter_table(config), plan_parameters(config, training=False).take()["parameters"])
+    return Parameters(config.parameter_table(), plan_parameters(config, training=False).take()["parameters"])
 
 
 def read_parts(config: ModelConfig, read: Callable[[Part], np.ndarray], interleaved: bool) -> Parameters:

@@ -16,12 +16,12 @@ from llmpy.inference.kv_cache import History
 from llmpy.inference.sampling import Sampling
 from llmpy.inference.scheduler import Batch, checked_prompt, overflow_of
 from llmpy.inference.text_stream import TextStream, text_pieces
-from llmpy.models import new_decoder
-from llmpy.models.config import LlamaConfig, ModelConfig
+from llmpy.models.config import ModelConfig
 from llmpy.models.decoder import decoder_context, on_backend
 from llmpy.models.inference_weights import StoredWeights
 from llmpy.models.parameters import Parameters
 from llmpy.models.precision import of_generation
+from llmpy.models.registry import family_of, new_decoder
 from llmpy.tokenization.base import StreamDecoder, Tokenizer
 
 
@@ -56,7 +56,7 @@ class Engine:
     ) -> None:
         self.model, self.backend = model, backend
         self.context = decoder_context(model.config, context)
-        self.overflow = overflow_of(isinstance(model.config, LlamaConfig), overflow)
+        self.overflow = overflow_of(family_of(model.config).decoder.can_shift, overflow)
         self.weights, self.precision = _weights_of(model, precision, backend)
         self.tokenizer: Tokenizer | None = tokenizer or getattr(model, "tokenizer", None)
         self._placed: StoredWeights | None = None  # where the backend reads them

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from llmpy.models import Decoder
+from llmpy.models.decoder import Decoder
 
 # What another text begins with is copied in whole steps of so many tokens, and as many are left to be read: products
 # of very few rows are made in another way, and no text may depend, by its last bits, on its neighbours.

@@ -19,7 +19,7 @@ import numpy as np
 from llmpy.errors import UserError
 from llmpy.inference.kv_cache import History, Slot, Slots
 from llmpy.inference.sampling import RecentTokens, Sampling, log_probability, sample
-from llmpy.models import Decoder
+from llmpy.models.decoder import Decoder
 from llmpy.utils.rng import Xorshift
 
 OVERFLOWS = ("roll", "reread", "stop")

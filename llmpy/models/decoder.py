@@ -16,19 +16,19 @@ import numpy as np
 
 from llmpy import kernels
 from llmpy.errors import UserError
-from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.config import ModelConfig
 from llmpy.models.inference_weights import StoredWeights
 from llmpy.models.precision import dtype
 from llmpy.utils.memory import MemoryPlan
 
 BLOCK = 512  # tokens of a prompt that are read at a time: they bound the memory that activations take
 MOST_POSITIONS = 4096  # newer models have positions for far more text than the cache of a small machine can hold
-Config = TypeVar("Config", GPT2Config, LlamaConfig)
+Config = TypeVar("Config", bound=ModelConfig)
 # attend(layer, y, q, k, v): the attention of y and q [T, NH, hs], k and v [T, NKV, hs]
 Attend = Callable[[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
 
 
-def decoder_context(config: GPT2Config | LlamaConfig, context: int | None = None) -> int:
+def decoder_context(config: ModelConfig, context: int | None = None) -> int:
     """How many tokens a decoder looks back at: `context`, or what the model has positions for, up to MOST_POSITIONS.
 
     Raises UserError for more than the model has.
@@ -69,7 +69,7 @@ class Decoder(ABC, Generic[Config]):
         self.kernels, self.sequences = kernels.load(backend), sequences
         self.weights = on_backend(weights, backend)
         self.numbers = dtype(precision)
-        self.kv_heads = c.kv_heads if isinstance(c, LlamaConfig) else c.heads
+        self.kv_heads = c.kv_heads
         self.memory = plan = MemoryPlan()
         for name in ("keys", "values"):
             shape = c.layers, sequences, self.kv_heads, c.context, c.head_size  # a head is read from end to end

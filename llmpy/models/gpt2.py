@@ -17,16 +17,94 @@ parameters, their gradients, the logits and the loss are float32 as ever.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from llmpy.models.bf16_weights import BFloat16Weights
-from llmpy.models.config import GPT2Config
+from llmpy.models.config import ModelConfig, check_shared_evenly, check_whole_numbers
+from llmpy.models.decoder import Attend, Decoder
+from llmpy.models.parameters import ParameterSpec
 from llmpy.models.precision import dtype
 from llmpy.models.transformer import Transformer, Weights
 from llmpy.utils.memory import MemoryPlan
+
+GPT2_VOCAB_SIZE = 50257
+
+
+@dataclass(frozen=True)
+class GPT2Config(ModelConfig):
+    """Sizes of a GPT-2 or GPT-3 model. `context` is the longest sequence it has positions for (maxT in llm.c)."""
+
+    family: ClassVar[str] = "gpt2"
+
+    vocab_size: int = GPT2_VOCAB_SIZE
+    context: int = 1024
+    layers: int = 12
+    heads: int = 12
+    channels: int = 768
+
+    def __post_init__(self) -> None:
+        check_whole_numbers(self, "vocab_size", "context", "layers", "heads", "channels")
+        check_shared_evenly(self.channels, self.heads)
+
+    @property
+    def head_size(self) -> int:  # type: ignore[override]
+        return self.channels // self.heads
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """The next multiple of 128: the rows of `wte` in memory and in llm.c's files."""
+        return -(-self.vocab_size // 128) * 128
+
+    @property
+    def kv_heads(self) -> int:  # type: ignore[override]
+        """The heads of keys and values: every query head has its own."""
+        return self.heads
+
+    def parameter_table(self) -> list[ParameterSpec]:
+        """The tensors of the model, in the order of memory and of llm.c's files."""
+        return gpt2_table(self)
+
+
+def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
+    """The 16 tensors of GPT-2 in llm.c's file order (which is also the order in memory)."""
+    V, Vp, T, C, L = config.vocab_size, config.padded_vocab_size, config.context, config.channels, config.layers
+    residual_std = 0.02 / (2 * L) ** 0.5  # GPT-2 scales what is added to the residual stream by the number of additions
+
+    def weight(name: str, out: int, inp: int, huggingface: str, std: float = 0.02) -> ParameterSpec:
+        return ParameterSpec(
+            name, (L, out, inp), True, "normal", std, huggingface=f"h.{{}}.{huggingface}.weight", transposed=True,
+            product=True, stored=(name.removesuffix("w"),),
+        )  # fmt: skip
+
+    def vector(name: str, size: int, huggingface: str, init: Literal["zeros", "ones"] = "zeros") -> ParameterSpec:
+        return ParameterSpec(name, (L, size), False, init, huggingface=f"h.{{}}.{huggingface}")
+
+    wte = ParameterSpec(
+        "wte", (Vp, C), True, "normal", 0.02, rows=V, per_layer=False, huggingface="wte.weight", product=True,
+        stored=("embedding",),
+    )  # fmt: skip
+    return [
+        wte,
+        ParameterSpec("wpe", (T, C), True, "normal", 0.02, per_layer=False, huggingface="wpe.weight"),
+        vector("ln1w", C, "ln_1.weight", "ones"),
+        vector("ln1b", C, "ln_1.bias"),
+        weight("qkvw", 3 * C, C, "attn.c_attn"),
+        vector("qkvb", 3 * C, "attn.c_attn.bias"),
+        weight("attprojw", C, C, "attn.c_proj", residual_std),
+        vector("attprojb", C, "attn.c_proj.bias"),
+        vector("ln2w", C, "ln_2.weight", "ones"),
+        vector("ln2b", C, "ln_2.bias"),
+        weight("fcw", 4 * C, C, "mlp.c_fc"),
+        vector("fcb", 4 * C, "mlp.c_fc.bias"),
+        weight("fcprojw", C, 4 * C, "mlp.c_proj", residual_std),
+        vector("fcprojb", C, "mlp.c_proj.bias"),
+        ParameterSpec("lnfw", (C,), False, "ones", per_layer=False, huggingface="ln_f.weight"),
+        ParameterSpec("lnfb", (C,), False, "zeros", per_layer=False, huggingface="ln_f.bias"),
+    ]
 
 
 class _Kept(NamedTuple):
@@ -152,3 +230,30 @@ class GPT2(Transformer[GPT2Config]):
         K.layernorm_forward(ln, mean, rstd, x, p.ln1w, p.ln1b)
         linear_backward(ln, g.qkvw, g.qkvb, qkv, ln, w.qkvw)
         K.layernorm_backward(dresidual, g.ln1w, g.ln1b, ln, x, p.ln1w, mean, rstd)
+
+
+class GPT2Decoder(Decoder[GPT2Config]):
+    """See Decoder. Positions are learned: a slot cannot be shifted."""
+
+    def _plan_activations(self, plan: MemoryPlan, rows: int) -> None:
+        C = self.config.channels
+        for name, width in (("x", C), ("ln", C), ("qkv", 3 * C), ("att", C), ("fch", 4 * C), ("fch_gelu", 4 * C)):
+            plan.add("activations", name, rows, width, dtype=self.numbers)
+        plan.add("activations", "mean", rows)
+        plan.add("activations", "rstd", rows)
+
+    def _read_block(self, x: np.ndarray, start: int, attend: Attend) -> None:
+        K, T = self.kernels, len(x)
+        ln, qkv, att, fch, fch_gelu, mean, rstd = (
+            self.arrays[name][:T] for name in ("ln", "qkv", "att", "fch", "fch_gelu", "mean", "rstd")
+        )
+        NH, heads = self.config.heads, qkv.reshape(T, -1, self.config.head_size)
+        q, k, v = heads[:, :NH], heads[:, NH : 2 * NH], heads[:, 2 * NH :]
+        for layer, w in enumerate(self.weights.layers):
+            K.layernorm_forward(ln, mean, rstd, x, w.ln1w, w.ln1b)
+            K.linear_forward(qkv, ln, w.qkv, w.qkvb)
+            attend(layer, att.reshape(q.shape), q, k, v)
+            K.linear_forward(x, att, w.attproj, w.attprojb, residual=x)
+            K.layernorm_forward(ln, mean, rstd, x, w.ln2w, w.ln2b)
+            K.linear_forward(fch_gelu, ln, w.fc, w.fcb, pre_gelu=fch)
+            K.linear_forward(x, fch_gelu, w.fcproj, w.fcprojb, residual=x)

@@ -12,7 +12,6 @@ from typing import Literal
 
 import numpy as np
 
-from llmpy.models.config import GPT2Config, LlamaConfig, ModelConfig
 from llmpy.utils.rng import MersenneTwister
 
 Init = Literal["normal", "zeros", "ones"]
@@ -57,89 +56,6 @@ class Piece:
     stored: str
     huggingface: str
     rows: slice
-
-
-def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
-    """The 16 tensors of GPT-2 in llm.c's file order (which is also the order in memory)."""
-    V, Vp, T, C, L = config.vocab_size, config.padded_vocab_size, config.context, config.channels, config.layers
-    residual_std = 0.02 / (2 * L) ** 0.5  # GPT-2 scales what is added to the residual stream by the number of additions
-
-    def weight(name: str, out: int, inp: int, huggingface: str, std: float = 0.02) -> ParameterSpec:
-        return ParameterSpec(
-            name, (L, out, inp), True, "normal", std, huggingface=f"h.{{}}.{huggingface}.weight", transposed=True,
-            product=True, stored=(name.removesuffix("w"),),
-        )  # fmt: skip
-
-    def vector(name: str, size: int, huggingface: str, init: Literal["zeros", "ones"] = "zeros") -> ParameterSpec:
-        return ParameterSpec(name, (L, size), False, init, huggingface=f"h.{{}}.{huggingface}")
-
-    wte = ParameterSpec(
-        "wte", (Vp, C), True, "normal", 0.02, rows=V, per_layer=False, huggingface="wte.weight", product=True,
-        stored=("embedding",),
-    )  # fmt: skip
-    return [
-        wte,
-        ParameterSpec("wpe", (T, C), True, "normal", 0.02, per_layer=False, huggingface="wpe.weight"),
-        vector("ln1w", C, "ln_1.weight", "ones"),
-        vector("ln1b", C, "ln_1.bias"),
-        weight("qkvw", 3 * C, C, "attn.c_attn"),
-        vector("qkvb", 3 * C, "attn.c_attn.bias"),
-        weight("attprojw", C, C, "attn.c_proj", residual_std),
-        vector("attprojb", C, "attn.c_proj.bias"),
-        vector("ln2w", C, "ln_2.weight", "ones"),
-        vector("ln2b", C, "ln_2.bias"),
-        weight("fcw", 4 * C, C, "mlp.c_fc"),
-        vector("fcb", 4 * C, "mlp.c_fc.bias"),
-        weight("fcprojw", C, 4 * C, "mlp.c_proj", residual_std),
-        vector("fcprojb", C, "mlp.c_proj.bias"),
-        ParameterSpec("lnfw", (C,), False, "ones", per_layer=False, huggingface="ln_f.weight"),
-        ParameterSpec("lnfb", (C,), False, "zeros", per_layer=False, huggingface="ln_f.bias"),
-    ]
-
-
-def llama_table(config: LlamaConfig) -> list[ParameterSpec]:
-    """The tensors of a Llama. `qkvw` has the rows of q, k, v one after the other; `gateupw` those of gate, then up."""
-    V, C, L, H, hs = config.vocab_size, config.channels, config.layers, config.hidden, config.head_size
-    q, kv = config.heads * hs, config.kv_heads * hs
-    residual_std = 0.02 / (2 * L) ** 0.5
-
-    def single(name: str, huggingface: str, stored: str) -> ParameterSpec:
-        multiplied = config.tied or name != "wte"
-        return ParameterSpec(
-            name, (V, C), True, "normal", 0.02, per_layer=False, huggingface=huggingface, product=multiplied,
-            stored=(stored,),
-        )  # fmt: skip
-
-    def layer(
-        name: str, shape: tuple[int, ...], init: Init, std: float, stored: str, *parts: tuple[str, int]
-    ) -> ParameterSpec:
-        named = tuple((f"model.layers.{{}}.{part}", rows) for part, rows in parts)
-        whole, matrix = len(named) == 1, len(shape) == 2
-        return ParameterSpec(
-            name, (L, *shape), matrix, init, std, huggingface=named[0][0] if whole else "", product=matrix,
-            parts=() if whole else named, stored=tuple(stored.split()),
-        )  # fmt: skip
-
-    def qkv(kind: str) -> list[tuple[str, int]]:
-        return [(f"self_attn.{letter}_proj.{kind}", rows) for letter, rows in (("q", q), ("k", kv), ("v", kv))]
-
-    return [
-        single("wte", "model.embed_tokens.weight", "embedding"),
-        layer("ln1w", (C,), "ones", 0.0, "ln1w", ("input_layernorm.weight", C)),
-        layer("qkvw", (q + 2 * kv, C), "normal", 0.02, "q k v", *qkv("weight")),
-        *([layer("qkvb", (q + 2 * kv,), "zeros", 0.0, "qb kb vb", *qkv("bias"))] if config.qkv_bias else []),
-        layer("attprojw", (C, q), "normal", residual_std, "attproj", ("self_attn.o_proj.weight", C)),
-        layer("ln2w", (C,), "ones", 0.0, "ln2w", ("post_attention_layernorm.weight", C)),
-        layer("gateupw", (2 * H, C), "normal", 0.02, "gate up", ("mlp.gate_proj.weight", H), ("mlp.up_proj.weight", H)),
-        layer("downw", (C, H), "normal", residual_std, "down", ("mlp.down_proj.weight", C)),
-        ParameterSpec("lnfw", (C,), False, "ones", per_layer=False, huggingface="model.norm.weight"),
-        *([] if config.tied else [single("lm_headw", "lm_head.weight", "head")]),
-    ]
-
-
-def parameter_table(config: ModelConfig) -> list[ParameterSpec]:
-    """The table of the config's family."""
-    return llama_table(config) if isinstance(config, LlamaConfig) else gpt2_table(config)
 
 
 def total_size(table: list[ParameterSpec]) -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from llmpy.models.config import LlamaConfig, RopeScaling
+from llmpy.models.config import RopeScaling
+
+if TYPE_CHECKING:
+    from llmpy.models.llama import LlamaConfig
 
 
 def rotations(config: LlamaConfig, positions: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from llmpy.errors import UserError
 from llmpy.models.bf16_weights import BFloat16Weights, plan_weights
 from llmpy.models.config import ModelConfig
 from llmpy.models.graph_step import DeviceStep, plan_batch
-from llmpy.models.parameters import Parameters, initialize, parameter_table, total_size
+from llmpy.models.parameters import Parameters, initialize, total_size
 from llmpy.models.precision import dtype
 from llmpy.utils.memory import MemoryPlan
 from llmpy.utils.rng import hash64
@@ -28,7 +28,7 @@ Weights = Parameters | BFloat16Weights
 
 def plan_parameters(config: ModelConfig, training: bool) -> MemoryPlan:
     """Parameters, and for training their gradients and AdamW's two moments."""
-    plan, size = MemoryPlan(), total_size(parameter_table(config))
+    plan, size = MemoryPlan(), total_size(config.parameter_table())
     plan.add("parameters", "parameters", size)
     if training:
         plan.add("gradients", "gradients", size)
@@ -75,7 +75,7 @@ class Transformer(ABC, Generic[Config]):
         else:
             self.memory = self.plan_training(config, B, T, recompute, precision, backend)
         self.arrays: dict[str, Any] = self.kernels.take(self.memory)
-        table = parameter_table(config)
+        table = config.parameter_table()
         self.parameters = Parameters(table, self.arrays["parameters"])
         self.weights: Weights = self.parameters  # what the products read
         self._step: DeviceStep | None = None
@@ -112,7 +112,7 @@ class Transformer(ABC, Generic[Config]):
         """All that training takes."""
         plan, module = plan_parameters(config, training=True), kernels.load(backend)
         if precision == "bfloat16":
-            plan_weights(plan, module, parameter_table(config))
+            plan_weights(plan, module, config.parameter_table())
         cls.plan_activations(plan, config, B, T, recompute, precision)
         on_device = module.device is not None
         if on_device:

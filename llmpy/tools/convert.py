@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 from pathlib import Path
+from typing import Any
 
 from llmpy.errors import UserError
 from llmpy.formats import detect, llama2c
@@ -15,7 +16,7 @@ from llmpy.formats.huggingface import hub
 from llmpy.formats.llmc import model as llmc
 from llmpy.formats.llmc.shards import open_shard, shard_info, write_shard
 from llmpy.formats.load import LoadedModel, load_model
-from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.registry import family_of
 from llmpy.tokenization.base import SentencePieceTokenizer, Tokenizer
 from llmpy.utils.atomic_files import cannot_write, make_dir, sync_dir
 
@@ -38,7 +39,7 @@ def convert(source: str, target: Path, to: str | None = None, dtype: str | None 
     to = to or _target_for(kind, target)
     if to is None:
         model = load_model(source)
-        to = "llama2c" if isinstance(model.config, LlamaConfig) else "llmc"
+        to = family_of(model.config).file_format
     _check_target(target, to, force)
     if to == "tokenizer":
         return _convert_tokenizer(source, path, kind, target)
@@ -53,18 +54,18 @@ def convert(source: str, target: Path, to: str | None = None, dtype: str | None 
 
 def _write_model(target: Path, model: LoadedModel, to: str, dtype: str) -> None:
     """Each format holds its own family; a Hugging Face folder holds either."""
-    config = model.config
+    family = family_of(model.config)
+    config: Any = model.config
     if to == "huggingface":
         _write_folder(target, model, dtype)
-    elif to == "llama2c" and isinstance(config, LlamaConfig):
+    elif to == family.file_format == "llama2c":
         llama2c.write_model(target, config, model.parameters, version=2 if dtype == "q8_0" else 0)
-    elif to == "llmc" and isinstance(config, GPT2Config):
+    elif to == family.file_format == "llmc":
         llmc.write_model(target, config, model.parameters, dtype)
     else:
-        is_llama = isinstance(config, LlamaConfig)
         raise UserError(
-            f"{model.source} is a {'Llama' if is_llama else 'GPT-2'}, which {_NAMES[to]} cannot be: give --to"
-            f" {'llama2c' if is_llama else 'llmc'} or huggingface"
+            f"{model.source} is a {family.title}, which {_NAMES[to]} cannot be: give --to"
+            f" {family.file_format} or huggingface"
         )
 
 
@@ -101,7 +102,7 @@ def _convert_tokenizer(source: str, path: Path, kind: str | None, target: Path) 
     else:
         model = load_model(source)
         tokenizer = model.tokenizer
-        if target.suffix == ".bin" and isinstance(model.config, LlamaConfig):
+        if target.suffix == ".bin" and family_of(model.config).file_format == "llama2c":
             _check_for_llama2c(source, tokenizer)
     if tokenizer is None:
         raise UserError(f"{source} has no tokenizer beside it")

@@ -21,8 +21,10 @@ from llmpy.formats.load import find_tokenizer, load_tokenizer
 from llmpy.formats.pytorch import checkpoint as pytorch_files
 from llmpy.formats.pytorch import meta_llama
 from llmpy.formats.tensor_map import parts
-from llmpy.models.config import LlamaConfig, ModelConfig
-from llmpy.models.parameters import gpt2_table, parameter_table, total_size
+from llmpy.models.config import ModelConfig
+from llmpy.models.gpt2 import gpt2_table
+from llmpy.models.parameters import total_size
+from llmpy.models.registry import family_of
 from llmpy.tokenization.base import Tokenizer
 from llmpy.utils.progress_bar import bar
 
@@ -70,7 +72,7 @@ def llama2c_model(path: Path, description: Description, _: Tokenizer | None) -> 
             quantized = isinstance(stored, llama2c.Q8Tensor)
             yield part.huggingface, "Q8_0" if quantized else "float32", llama2c.as_float32(stored)
 
-    _look_at(tensors(), 4 * total_size(parameter_table(file.config)), description)
+    _look_at(tensors(), 4 * total_size(file.config.parameter_table()), description)
 
 
 def gguf_file(path: Path, description: Description, _: Tokenizer | None) -> None:
@@ -151,7 +153,7 @@ def safetensors(path: Path, description: Description, tokenizer: Tokenizer | Non
 
 
 def _sizes(config: ModelConfig) -> dict[str, Any]:
-    table = parameter_table(config)
+    table = config.parameter_table()
     padding = sum((spec.shape[0] - spec.rows) * prod(spec.shape[1:]) for spec in table if spec.rows)
     return {
         "parameters": total_size(table) - padding,
@@ -160,11 +162,11 @@ def _sizes(config: ModelConfig) -> dict[str, Any]:
         "channels": config.channels,
         "context": config.context,
         "vocab_size": config.vocab_size,
-        **(_sizes_of_llama(config) if isinstance(config, LlamaConfig) else {}),
+        **(_sizes_of_llama(config) if family_of(config).sizes else {}),
     }
 
 
-def _sizes_of_llama(config: LlamaConfig) -> dict[str, Any]:
+def _sizes_of_llama(config: Any) -> dict[str, Any]:
     scaling = config.rope_scaling
     return {
         "kv_heads": config.kv_heads,

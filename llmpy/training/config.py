@@ -17,8 +17,8 @@ from typing import Any, get_args, get_type_hints
 from llmpy import __version__
 from llmpy.errors import UserError
 from llmpy.kernels import backend_of, is_device
-from llmpy.models.config import SHAPE, is_descriptor, is_llama
 from llmpy.models.precision import CHOICES, SHORT, full_name
+from llmpy.models.presets import SHAPE, family_of_descriptor, is_descriptor
 
 BATCHES = ("stream", "windows", "documents")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
@@ -217,7 +217,7 @@ class TrainConfig:
         if self.init is not None and given:
             raise UserError(f"{flag('init')} {self.init} has a shape: leave out {flag(given[0])}")
         for name in ("kv_heads", "hidden"):
-            if getattr(self, name) is not None and not is_llama(self.model):
+            if getattr(self, name) is not None and name not in family_of_descriptor(self.model).sizes:
                 raise UserError(f"{flag(name)} is a size of Llamas: add --model llama, or leave it out")
 
     @property

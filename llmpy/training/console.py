@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from llmpy.errors import UserError
-from llmpy.models.config import LlamaConfig, ModelConfig
-from llmpy.models.parameters import parameter_table, total_size
+from llmpy.models.config import ModelConfig
+from llmpy.models.parameters import total_size
 from llmpy.training.checkpoint import MAIN_LOG, METRICS
 from llmpy.utils.atomic_files import cannot_write, write_text_atomic
 from llmpy.utils.progress_bar import duration
@@ -60,8 +60,8 @@ class Throughput:
 def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
     """Floating-point operations to train on one token: 6 for each parameter, and attention's (PaLM, appendix B, halved:
     it is causal). An embedding that is not the head's too is looked up, not multiplied with."""
-    parameters = total_size(parameter_table(config))
-    if isinstance(config, LlamaConfig) and not config.tied:
+    parameters = total_size(config.parameter_table())
+    if not config.tied:
         parameters -= config.vocab_size * config.channels
     return 6 * parameters + 6 * config.layers * config.heads * config.head_size * sequence_length
 

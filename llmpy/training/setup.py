@@ -23,9 +23,11 @@ from llmpy.formats.llmc.shards import dtype_for, is_shard, shard_files, shard_in
 from llmpy.formats.load import LoadedModel, load_model
 from llmpy.formats.open_tokenizer import open_tokenizer
 from llmpy.formats.tensor_map import in_memory_interleaved, parts
-from llmpy.models import Model, new_model, plan_training
-from llmpy.models.config import GPT2_VOCAB_SIZE, LlamaConfig, ModelConfig, is_llama, shape_of
+from llmpy.models.config import ModelConfig
+from llmpy.models.gpt2 import GPT2_VOCAB_SIZE
 from llmpy.models.precision import resolve
+from llmpy.models.presets import family_of_descriptor, shape_of
+from llmpy.models.registry import Model, family_of, new_model, plan_training
 from llmpy.models.transformer import plan_parameters
 from llmpy.tokenization.base import NAMES as TOKENIZER_NAMES
 from llmpy.tokenization.base import Tokenizer
@@ -81,7 +83,7 @@ def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
     B, T = config.batch_size, config.sequence_length
     if T > shape.context:
         raise UserError(f"--sequence-length {T} is more than the model's context: give at most {shape.context}")
-    batches = config.batches or ("windows" if isinstance(shape, LlamaConfig) else "stream")
+    batches = config.batches or family_of(shape).batches
     config = replace(config, precision=resolve(config.precision, config.backend), batches=batches)
     V = data.vocab_size
     separator = data.tokenizer.end_of_text if data.tokenizer else None
@@ -218,7 +220,7 @@ def _of_text(config: TrainConfig, initial: LoadedModel | None) -> TokenData:
             raise UserError(f"{config.init} has no tokenizer beside it: give --tokenizer, the one it was made with")
         spec = str(initial.tokenizer_source)
     if spec is None:
-        kind = "sentencepiece" if is_llama(config.model) else "bpe"
+        kind = family_of_descriptor(config.model).tokenizer
         spec = f"{kind}:{config.vocab_size or DEFAULT_VOCABULARY}"
     data = prepare(config.data, spec, val_fraction=config.val_fraction)
     train, val = shard_files(data.train), shard_files(data.val)
@@ -264,7 +266,7 @@ def _shape(config: TrainConfig, data: TokenData, initial: LoadedModel | None) ->
 
 def _as_in_checkpoints(shape: ModelConfig) -> ModelConfig:
     """A model in training keeps the channels that positions rotate in the order of its checkpoints, Hugging Face's."""
-    return replace(shape, rope_interleaved=False) if isinstance(shape, LlamaConfig) else shape
+    return shape.with_rope_interleaved(False)
 
 
 def check_memory(shape: ModelConfig, config: TrainConfig) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from llmpy.errors import UserError
 from llmpy.inference.engine import Engine
-from llmpy.models.config import SHAPE
+from llmpy.models.presets import SHAPE
 from llmpy.training import checkpoint
 from llmpy.training.config import TrainConfig, as_settings, flag, from_settings, merged, read_toml, to_toml, with_init
 from llmpy.training.console import OutlierDetector, RunLog, Screen, Throughput, cut_logs, flops_per_token, step_line

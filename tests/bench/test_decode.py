@@ -14,9 +14,9 @@ from llmpy.bench import decode, decode_peers, peers, report, roofline, timing
 from llmpy.cli import main
 from llmpy.formats import llama2c
 from llmpy.kernels import cpu
-from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.gpt2 import GPT2Config
 from llmpy.models.inference_weights import StoredWeights
-from llmpy.models.llama import Llama
+from llmpy.models.llama import Llama, LlamaConfig
 
 LLAMA = LlamaConfig(61, 20, layers=2, heads=3, channels=24)
 OTHERS = [LlamaConfig(61, 20, layers=1, heads=2, channels=16, rope_interleaved=False), GPT2Config(61, 20, 1, 2, 16)]

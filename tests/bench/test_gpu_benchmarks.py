@@ -20,7 +20,8 @@ from benchmarks.gpu.cases import attention, few_rows, of_model, timed
 from benchmarks.gpu.children import Task
 from llmpy import UserError
 from llmpy.kernels import OPERATIONS, cuda
-from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.gpt2 import GPT2Config
+from llmpy.models.llama import LlamaConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 GPT2 = GPT2Config(97, 16, 1, 3, 48)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmpy.bench import loss_curve
-from llmpy.models.config import GPT2Config
+from llmpy.models.gpt2 import GPT2Config
 from llmpy.utils.progress_bar import bar
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "loss_curve.py"

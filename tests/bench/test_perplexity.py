@@ -11,8 +11,7 @@ import llmpy
 from llmpy.bench import perplexity
 from llmpy.bench.perplexity import NOTHING
 from llmpy.formats import llama2c
-from llmpy.models.config import LlamaConfig
-from llmpy.models.llama import Llama
+from llmpy.models.llama import Llama, LlamaConfig
 from llmpy.utils.progress_bar import bar
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "perplexity.py"

@@ -6,7 +6,7 @@ import pytest
 
 from llmpy import UserError
 from llmpy.bench import attention, matmul, train
-from llmpy.models.config import GPT2Config
+from llmpy.models.gpt2 import GPT2Config
 
 torch = pytest.importorskip("torch")
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from llmpy.bench import train
-from llmpy.models.config import LlamaConfig, RopeScaling, config_from_dict
-from llmpy.models.llama import Llama
+from llmpy.models.config import RopeScaling
+from llmpy.models.llama import Llama, LlamaConfig
+from llmpy.models.registry import config_from_dict
 from llmpy.training.optimizer import AdamW
 from tests.kernels.numerics import relative_error
 

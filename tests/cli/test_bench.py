@@ -6,7 +6,8 @@ import pytest
 from llmpy.bench import matmul, peers, report, roofline, timing
 from llmpy.cli import main
 from llmpy.kernels import cpu
-from llmpy.models.config import GPT2Config
+from llmpy.models.gpt2 import GPT2Config
+from llmpy.models.presets import from_descriptor
 
 TINY = ["--layers", "1", "--heads", "2", "--channels", "16", "--vocab-size", "61", "--rounds", "1"]
 
@@ -153,7 +154,7 @@ def test_all_contestants_of_a_product_compute_the_same_in_bfloat16():
 
 
 def test_products_of_gpt2_124m():
-    found = matmul.products(GPT2Config.from_descriptor("d12"), [256, 4096])
+    found = matmul.products(from_descriptor("d12"), [256, 4096])
     assert len(found) == 3 * (5 + 4)
     assert max(product.flops for product in found) == 2 * 256 * 50257 * 768
     assert found[0].OC == 3 * 768

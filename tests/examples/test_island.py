@@ -12,7 +12,7 @@ from llmpy.formats import llama2c
 from llmpy.formats.load import load_model
 from llmpy.inference.engine import prompt_ids
 from llmpy.inference.sampling import Sampling
-from llmpy.models.config import LlamaConfig
+from llmpy.models.llama import LlamaConfig
 from tests.formats.conftest import llama_parameters
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, min_p=0.05)  # the minds'

@@ -10,8 +10,8 @@ import pytest
 
 from llmpy.formats.huggingface import folder as huggingface
 from llmpy.formats.tensor_map import take_parameters
-from llmpy.models.config import GPT2Config, LlamaConfig
-from llmpy.models.gpt2 import GPT2
+from llmpy.models.gpt2 import GPT2, GPT2Config
+from llmpy.models.llama import LlamaConfig
 from llmpy.models.parameters import Parameters
 from llmpy.tokenization.base import ByteTokenizer
 from llmpy.utils.atomic_files import sha256_of

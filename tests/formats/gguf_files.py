@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 
 from llmpy.formats.tensor_map import parts
-from llmpy.models.config import LlamaConfig
+from llmpy.models.llama import LlamaConfig
 from llmpy.models.parameters import Parameters
 
 QUANTS = gguf.GGMLQuantizationType

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from llmpy.errors import UserError
 from llmpy.formats.gguf import llama as gguf_llama
 from llmpy.formats.gguf.file import GGUFFile
-from llmpy.models.config import LlamaConfig, RopeScaling
+from llmpy.models.config import RopeScaling
+from llmpy.models.llama import LlamaConfig
 from llmpy.quant.types import BLOCK_TYPES, dequantize, dequantize_into
 from tests.formats.conftest import LLAMA, llama_parameters
 from tests.formats.damage import check_one_line, damaged, read_or_refuse

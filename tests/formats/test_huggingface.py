@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from llmpy.errors import UserError
 from llmpy.formats.huggingface import folder as huggingface
 from llmpy.formats.huggingface.safetensors import SafetensorsFile, TensorToWrite, write
-from llmpy.models.config import GPT2Config
+from llmpy.models.gpt2 import GPT2Config
 from tests.formats.conftest import CONFIG, make_model
 from tests.formats.damage import check_one_line, damaged, read_or_refuse
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from llmpy.errors import UserError
 from llmpy.formats import llama2c
 from llmpy.formats.tensor_map import parts, reorder
-from llmpy.models.config import LlamaConfig
+from llmpy.models.llama import LlamaConfig
+from llmpy.models.presets import from_descriptor
 from tests.formats.conftest import LLAMA, llama_parameters
 from tests.formats.damage import damaged, read_or_refuse
 
@@ -140,7 +141,7 @@ def test_the_real_files_of_others(shared_data, tmp_path):
 
 def test_files_of_known_models_have_the_sizes_known(tmp_path):
     sizes = {"260K": 1_056_540, "15M": 60_816_028, "42M": 167_020_572, "110M": 438_381_596}
-    configs = {name: LlamaConfig.from_descriptor(f"llama:{name}") for name in sizes}
+    configs = {name: from_descriptor(f"llama:{name}") for name in sizes}
     llama2 = LlamaConfig(32000, 2048, 32, 32, 32, 4096, 11008, tied=False)
     for config, size in [*zip(configs.values(), sizes.values(), strict=True), (llama2, 26_954_711_068)]:
         assert llama2c._length(llama2c.Header(0, config)) == size
@@ -162,10 +163,10 @@ def test_quantized_tensors_are_as_they_are_stored(tmp_path):
 
 
 def test_groups_divide_every_row():
-    assert llama2c.group_size_for(LlamaConfig.from_descriptor("llama:15M")) == 32
+    assert llama2c.group_size_for(from_descriptor("llama:15M")) == 32
     # 512 channels, 1376 hidden: 64 would cut groups across rows
-    assert llama2c.group_size_for(LlamaConfig.from_descriptor("llama:42M")) == 32
-    assert llama2c.group_size_for(LlamaConfig.from_descriptor("llama:110M")) == 64
+    assert llama2c.group_size_for(from_descriptor("llama:42M")) == 32
+    assert llama2c.group_size_for(from_descriptor("llama:110M")) == 64
     assert llama2c.group_size_for(LlamaConfig(9, channels=6, heads=3, hidden=7)) == 1
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from llmpy.errors import UserError
 from llmpy.formats.llmc import model as llmc
-from llmpy.models.config import GPT2Config
+from llmpy.models.gpt2 import GPT2Config
+from llmpy.models.presets import from_descriptor
 from tests.formats.conftest import CONFIG, make_model
 from tests.formats.damage import damaged, read_or_refuse
 
@@ -75,8 +76,8 @@ def test_files_of_known_models_have_the_sizes_known():
         ("d36", 774_090_240),
         ("d48", 1_557_686_400),
     ):
-        assert llmc.total_size(llmc.gpt2_table(GPT2Config.from_descriptor(descriptor))) == parameters
-    assert llmc.total_size(llmc.gpt2_table(GPT2Config.from_descriptor("gpt3:c768"))) == 125_262_336
+        assert llmc.total_size(llmc.gpt2_table(from_descriptor(descriptor))) == parameters
+    assert llmc.total_size(llmc.gpt2_table(from_descriptor("gpt3:c768"))) == 125_262_336
 
 
 def test_bfloat16_is_what_pytorch_rounds_to(tmp_path):

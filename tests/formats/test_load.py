@@ -15,7 +15,7 @@ from llmpy.formats.llmc import model as llmc
 from llmpy.formats.llmc.shards import write_shard
 from llmpy.formats.load import find_tokenizer
 from llmpy.formats.tensor_map import parts
-from llmpy.models.config import GPT2Config
+from llmpy.models.gpt2 import GPT2Config
 from llmpy.tokenization.base import ByteTokenizer, Tokenizer
 from tests.formats.conftest import BYTES, CONFIG, make_model
 from tests.formats.damage import read_or_refuse

@@ -15,8 +15,8 @@ from llmpy.formats.huggingface import folder as huggingface
 from llmpy.formats.llmc import model as llmc
 from llmpy.formats.pytorch import meta_llama
 from llmpy.kernels import reference
-from llmpy.models.config import LlamaConfig
 from llmpy.models.inference_weights import StoredWeights
+from llmpy.models.llama import LlamaConfig
 from llmpy.utils.memory import MemoryPlan
 from tests.formats.conftest import CONFIG, llama_parameters
 from tests.formats.damage import damaged, read_or_refuse

@@ -8,7 +8,7 @@ import pytest
 from llmpy.errors import UserError
 from llmpy.inference.engine import Engine, prompt_ids, stop_ids_of
 from llmpy.inference.kv_cache import History
-from llmpy.models.config import GPT2Config
+from llmpy.models.gpt2 import GPT2Config
 from llmpy.tokenization.base import ByteTokenizer
 from tests.formats.conftest import make_model
 

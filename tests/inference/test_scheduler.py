@@ -10,9 +10,9 @@ from llmpy.errors import UserError
 from llmpy.inference.kv_cache import History
 from llmpy.inference.sampling import Sampling
 from llmpy.inference.scheduler import SINKS, Batch, overflow_of
-from llmpy.models import new_decoder
-from llmpy.models.config import LlamaConfig
 from llmpy.models.inference_weights import StoredWeights
+from llmpy.models.llama import LlamaConfig
+from llmpy.models.registry import new_decoder
 from tests.small_batches import GPT2, LLAMA, PROMPTS, alone, engine_of, parameters_of, recorded_batch
 
 

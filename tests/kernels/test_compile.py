@@ -15,7 +15,7 @@ import sys
 import numpy as np
 from llmpy import kernels
 from llmpy.config import GPT2Config, LlamaConfig
-from llmpy.models import new_decoder
+from llmpy.models.registry import new_decoder
 from llmpy.models.gpt2 import GPT2
 from llmpy.models.llama import Llama
 from llmpy.optimizer import AdamW, clip_scale

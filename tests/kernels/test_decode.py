@@ -10,9 +10,10 @@ import pytest
 
 from llmpy.kernels import cpu, reference
 from llmpy.kernels.cpu.decode import decode
-from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.gpt2 import GPT2Config
 from llmpy.models.inference_weights import StoredWeights
-from llmpy.models.parameters import Parameters, parameter_table, total_size
+from llmpy.models.llama import LlamaConfig
+from llmpy.models.parameters import Parameters, total_size
 from llmpy.models.rope import rotations
 from llmpy.quant.types import BF16, F16, F32, Q4_0, Q4_1, Q4_K, Q6_K, Q8_0
 from tests.kernels.numerics import rms
@@ -29,7 +30,7 @@ CONFIGS = {
 
 
 def weights_of(config, scale=0.3):
-    table = parameter_table(config)
+    table = config.parameter_table()
     random = np.random.default_rng(3)
     flat = (random.standard_normal(total_size(table)) * scale).astype(np.float32)
     return StoredWeights.of(Parameters(table, flat), config)

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from llmpy.models.config import LlamaConfig
-from llmpy.models.parameters import Parameters, ParameterSpec, llama_table, total_size
+from llmpy.models.llama import LlamaConfig, llama_table
+from llmpy.models.parameters import Parameters, ParameterSpec, total_size
 
 
 def foreign_config(transformers: Any, config: LlamaConfig) -> Any:

@@ -3,29 +3,23 @@
 import pytest
 
 from llmpy import UserError
-from llmpy.models.config import (
-    GPT2_DEPTHS,
-    GPT3_CHANNELS,
-    LLAMA_SIZES,
-    GPT2Config,
-    LlamaConfig,
-    RopeScaling,
-    from_descriptor,
-    shape_of,
-)
+from llmpy.models.config import RopeScaling
+from llmpy.models.gpt2 import GPT2Config
+from llmpy.models.llama import LlamaConfig
+from llmpy.models.presets import GPT2_DEPTHS, GPT3_CHANNELS, LLAMA_SIZES, from_descriptor, shape_of
 
 
 @pytest.mark.parametrize("depth", GPT2_DEPTHS)
 def test_gpt2_by_depth(depth):
-    config = GPT2Config.from_descriptor(f"d{depth}")
+    config = from_descriptor(f"d{depth}")
     assert (config.layers, config.channels, config.heads) == (depth, *GPT2_DEPTHS[depth])
     assert (config.vocab_size, config.context) == (50257, 1024)
-    assert config == GPT2Config.from_descriptor(f"gpt2:d{depth}")
+    assert config == from_descriptor(f"gpt2:d{depth}")
 
 
 @pytest.mark.parametrize("channels", GPT3_CHANNELS)
 def test_gpt3_by_channels(channels):
-    config = GPT2Config.from_descriptor(f"gpt3:c{channels}", vocab_size=300, context=64)
+    config = from_descriptor(f"gpt3:c{channels}", vocab_size=300, context=64)
     assert (config.layers, config.head_size) == GPT3_CHANNELS[channels]
     assert (config.channels, config.vocab_size, config.context) == (channels, 300, 64)
 
@@ -33,7 +27,7 @@ def test_gpt3_by_channels(channels):
 @pytest.mark.parametrize("descriptor", ["d13", "gpt3:c100", "", "d", "D12", "gpt3:d12", "llama", "d12 "])
 def test_what_is_no_descriptor_is_refused_with_those_that_are(descriptor):
     with pytest.raises(UserError, match=r"no model is named .*d\{6,12,.*gpt3:c\{384,768"):
-        GPT2Config.from_descriptor(descriptor)
+        from_descriptor(descriptor)
 
 
 @pytest.mark.parametrize(("vocab_size", "padded"), [(1, 128), (128, 128), (129, 256), (257, 384), (50257, 50304)])
@@ -55,8 +49,8 @@ def test_sizes_are_whole_numbers_of_one_or_more(name, value):
 
 @pytest.mark.parametrize("size", LLAMA_SIZES)
 def test_llama_by_size(size):
-    config = LlamaConfig.from_descriptor(f"llama:{size}")
-    assert config == LLAMA_SIZES[size] == from_descriptor(f"llama:{size}")
+    config = from_descriptor(f"llama:{size}")
+    assert config == LlamaConfig(**LLAMA_SIZES[size]) == from_descriptor(f"llama:{size}")
     other = from_descriptor(f"llama:{size}", vocab_size=300, context=64)
     assert (other.vocab_size, other.context) == (300, 64)
     assert other.channels == config.channels

@@ -7,10 +7,11 @@ import pytest
 
 from llmpy import UserError, kernels
 from llmpy.models import decoder as decoder_module
-from llmpy.models import new_decoder, new_model
-from llmpy.models.config import GPT2Config, LlamaConfig
 from llmpy.models.decoder import MOST_POSITIONS
+from llmpy.models.gpt2 import GPT2Config
 from llmpy.models.inference_weights import StoredWeights
+from llmpy.models.llama import LlamaConfig
+from llmpy.models.registry import new_decoder, new_model
 from llmpy.utils import memory
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import one

@@ -15,10 +15,11 @@ from llmpy.inference.sampling import Sampling
 from llmpy.inference.scheduler import Batch
 from llmpy.kernels.cuda.runtime.array import DeviceArray
 from llmpy.models import decoder as decoder_module
-from llmpy.models import new_decoder, new_model
-from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.gpt2 import GPT2Config
 from llmpy.models.inference_weights import StoredWeights
+from llmpy.models.llama import LlamaConfig
 from llmpy.models.parameters import Parameters
+from llmpy.models.registry import new_decoder, new_model
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import check_decoding, one
 

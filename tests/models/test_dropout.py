@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from llmpy import kernels
-from llmpy.models import new_model
-from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.gpt2 import GPT2Config
+from llmpy.models.llama import LlamaConfig
+from llmpy.models.registry import new_model
 
 CONFIGS = (
     GPT2Config(301, 40, layers=3, heads=4, channels=48),

@@ -5,10 +5,9 @@ import pytest
 
 from llmpy import UserError, kernels
 from llmpy.kernels import cpu
-from llmpy.models.config import GPT2Config
-from llmpy.models.gpt2 import GPT2
-from llmpy.models.gpt2_decode import GPT2Decoder
+from llmpy.models.gpt2 import GPT2, GPT2Config, GPT2Decoder
 from llmpy.models.inference_weights import StoredWeights
+from llmpy.models.presets import from_descriptor
 from llmpy.training.optimizer import AdamW
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import check_decoding
@@ -177,4 +176,4 @@ def test_what_does_not_fit_is_said():
     with pytest.raises(UserError, match="recompute is 0, 1 or 2, not 3"):
         GPT2(CONFIG, "reference", 1, recompute=3)
     with pytest.raises(UserError, match="GB of memory"):
-        GPT2(GPT2Config.from_descriptor("gpt3:c12288"), "reference", 64)
+        GPT2(from_descriptor("gpt3:c12288"), "reference", 64)

@@ -5,9 +5,7 @@ import pytest
 
 from llmpy import kernels
 from llmpy.kernels import cpu
-from llmpy.models.config import GPT2Config
-from llmpy.models.gpt2 import GPT2
-from llmpy.models.gpt2_decode import GPT2Decoder
+from llmpy.models.gpt2 import GPT2, GPT2Config, GPT2Decoder
 from llmpy.models.inference_weights import StoredWeights
 from llmpy.training.optimizer import AdamW
 from tests.kernels.numerics import relative_error

@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmpy.models import new_model
-from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.gpt2 import GPT2Config
+from llmpy.models.llama import LlamaConfig
+from llmpy.models.registry import new_model
 from llmpy.training.optimizer import AdamW, clip_scale
 from tests.kernels import on_device  # noqa: F401  asks for the interpreter before Triton is imported
 from tests.kernels.numerics import relative_error

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from llmpy import UserError
-from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.gpt2 import GPT2Config
 from llmpy.models.inference_weights import Copy, Matrix, StoredWeights
-from llmpy.models.parameters import parameter_table
+from llmpy.models.llama import LlamaConfig
 from llmpy.quant.types import BF16, F32, Q8_0
 from llmpy.utils import memory
 from llmpy.utils.memory import MemoryPlan
@@ -32,7 +32,7 @@ def numbers(stored):
 def test_it_is_a_view_of_the_parameters_in_pieces(config):
     parameters = parameters_of(config)
     stored = StoredWeights.of(parameters, config)
-    in_use = sum(spec.size // spec.shape[0] * (spec.rows or spec.shape[0]) for spec in parameter_table(config))
+    in_use = sum(spec.size // spec.shape[0] * (spec.rows or spec.shape[0]) for spec in config.parameter_table())
     assert sum(tensor.size for tensor in numbers(stored).values()) == in_use
     for tensor in stored.tensors.values():
         assert np.shares_memory(tensor.data if isinstance(tensor, Matrix) else tensor, parameters.flat)

@@ -7,10 +7,10 @@ import pytest
 
 from llmpy import UserError, kernels
 from llmpy.kernels import cpu
-from llmpy.models.config import LlamaConfig, RopeScaling
+from llmpy.models.config import RopeScaling
 from llmpy.models.inference_weights import StoredWeights
-from llmpy.models.llama import Llama
-from llmpy.models.llama_decode import LlamaDecoder
+from llmpy.models.llama import Llama, LlamaConfig, LlamaDecoder
+from llmpy.models.presets import from_descriptor
 from llmpy.training.optimizer import AdamW
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import check_decoding
@@ -188,6 +188,6 @@ def test_what_does_not_fit_is_said():
     with pytest.raises(UserError, match="dropout must be at least 0 and less than 1, not 1"):
         Llama(BASE, "reference", 1, dropout=1.0)
     with pytest.raises(UserError, match="GB of memory"):
-        Llama(LlamaConfig.from_descriptor("llama:1.1B"), "reference", 64)
+        Llama(from_descriptor("llama:1.1B"), "reference", 64)
     with pytest.raises(ValueError, match=r"tokens are \(1, 40\), the model was made for \(2, 33\)"):
         Llama(BASE, "reference", 2, 33).loss(np.zeros((1, 40), np.int32), np.zeros((1, 40), np.int32))

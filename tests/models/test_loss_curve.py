@@ -8,7 +8,7 @@ import pytest
 
 from llmpy import kernels
 from llmpy.bench import loss_curve
-from llmpy.models.config import GPT2Config
+from llmpy.models.gpt2 import GPT2Config
 from llmpy.utils.progress_bar import bar
 
 STEPS = 40

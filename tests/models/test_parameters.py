@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from llmpy.models.config import GPT2Config, LlamaConfig, from_descriptor
-from llmpy.models.parameters import Parameters, gpt2_table, initialize, llama_table, parameter_table, total_size
+from llmpy.models.gpt2 import GPT2Config, gpt2_table
+from llmpy.models.llama import LlamaConfig, llama_table
+from llmpy.models.parameters import Parameters, initialize, total_size
+from llmpy.models.presets import from_descriptor
 
 TINY = GPT2Config(vocab_size=131, context=9, layers=3, heads=2, channels=16)
 
@@ -31,7 +33,7 @@ def parameters():
     ],
 )
 def test_well_known_models_have_their_size(descriptor, parameters):
-    assert total_size(parameter_table(from_descriptor(descriptor))) == parameters
+    assert total_size(from_descriptor(descriptor).parameter_table()) == parameters
 
 
 def test_the_table_decays_matrices_and_nothing_else():

@@ -6,8 +6,8 @@ import pytest
 from llmpy import kernels
 from llmpy.formats.huggingface.folder import write_model
 from llmpy.formats.tensor_map import parts
-from llmpy.models.config import GPT2Config
 from llmpy.models.gpt2 import GPT2
+from llmpy.models.presets import from_descriptor
 from llmpy.training.optimizer import AdamW
 from llmpy.utils.memory import available_memory
 from tests.kernels.numerics import relative_error
@@ -30,7 +30,7 @@ def torch():
 @pytest.fixture(scope="module")
 def model(torch):
     kernels.start("cpu")
-    return GPT2(GPT2Config.from_descriptor("d12"), "cpu", B, T)
+    return GPT2(from_descriptor("d12"), "cpu", B, T)
 
 
 @pytest.fixture(scope="module")

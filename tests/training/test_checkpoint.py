@@ -13,8 +13,7 @@ import pytest
 
 from llmpy import UserError
 from llmpy.formats.huggingface import folder as huggingface
-from llmpy.models.config import GPT2Config
-from llmpy.models.gpt2 import GPT2
+from llmpy.models.gpt2 import GPT2, GPT2Config
 from llmpy.training import checkpoint
 from llmpy.training.config import TrainConfig, to_toml
 from llmpy.utils import atomic_files

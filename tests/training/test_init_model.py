@@ -11,8 +11,7 @@ from llmpy.data.prepare import prepare
 from llmpy.formats import llama2c
 from llmpy.formats.load import load_model
 from llmpy.inference.chat_template import find_template
-from llmpy.models.config import LlamaConfig
-from llmpy.models.llama import Llama
+from llmpy.models.llama import Llama, LlamaConfig
 from llmpy.tools.convert import convert
 from tests.chat_models import TEMPLATE, write_chat_model
 from tests.tiny_runs import TEXT, files_of, losses, tiny

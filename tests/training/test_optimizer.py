@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from llmpy import UserError, kernels
-from llmpy.models.config import GPT2Config
-from llmpy.models.parameters import Parameters, gpt2_table, initialize, total_size
+from llmpy.models.gpt2 import GPT2Config, gpt2_table
+from llmpy.models.parameters import Parameters, initialize, total_size
 from llmpy.training.optimizer import AdamW, clip_scale, learning_rate
 
 CONFIG = GPT2Config(vocab_size=70, context=5, layers=2, heads=1, channels=6)

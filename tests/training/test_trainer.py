@@ -11,7 +11,7 @@ from llmpy.data.dataloader import DataLoader
 from llmpy.formats.llmc.shards import write_shard
 from llmpy.formats.load import load_model
 from llmpy.kernels import cpu
-from llmpy.models.config import is_descriptor
+from llmpy.models.presets import is_descriptor
 from llmpy.training import checkpoint
 from llmpy.training.setup import with_absolute_paths
 from llmpy.utils import memory

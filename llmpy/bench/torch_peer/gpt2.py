@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 
 from llmpy.bench.torch_peer.model import TorchModel
-from llmpy.models.config import GPT2Config
+from llmpy.models.gpt2 import GPT2Config
 from llmpy.models.parameters import ParameterSpec
 
 

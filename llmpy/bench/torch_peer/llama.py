@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 
 from llmpy.bench.torch_peer.model import TorchModel
-from llmpy.models.config import LlamaConfig
+from llmpy.models.llama import LlamaConfig
 from llmpy.models.parameters import ParameterSpec
 from llmpy.models.rope import rotations
 

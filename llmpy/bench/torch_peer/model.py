@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  (its name everywhere)
 
 from llmpy.models.config import ModelConfig
-from llmpy.models.parameters import Parameters, ParameterSpec, parameter_table
+from llmpy.models.parameters import Parameters, ParameterSpec
 
 
 def autocast(precision: str) -> AbstractContextManager[object]:
@@ -81,7 +81,7 @@ class TorchModel(nn.Module):
         self, lr: float, betas: tuple[float, float] = (0.9, 0.95), weight_decay: float = 0.1, fused: bool = True
     ) -> torch.optim.AdamW:
         """The optimizer, with the weight decay that our table gives each tensor."""
-        table = parameter_table(self.config)
+        table = self.config.parameter_table()
         groups = [
             {
                 "params": [tensor for spec in table if spec.decay == decay for tensor in self.tensors(spec)],

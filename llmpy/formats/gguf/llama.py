@@ -11,8 +11,9 @@ import numpy as np
 from llmpy.errors import UserError
 from llmpy.formats.gguf.file import GGUFFile, StoredTensor
 from llmpy.formats.tensor_map import Part, checked_config, parts, store_parts, take_parameters
-from llmpy.models.config import LlamaConfig, RopeScaling
+from llmpy.models.config import RopeScaling
 from llmpy.models.inference_weights import StoredWeights
+from llmpy.models.llama import LlamaConfig
 from llmpy.models.parameters import Parameters
 from llmpy.quant.matrix import Matrix
 from llmpy.quant.types import dequantize_into

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from llmpy.formats.huggingface import gpt2 as huggingface_gpt2
 from llmpy.formats.huggingface import llama as huggingface_llama
 from llmpy.formats.huggingface.safetensors import SafetensorsFile, TensorToWrite, write
 from llmpy.formats.tensor_map import Part, parts, store_parts, take_parameters
-from llmpy.models.config import GPT2_VOCAB_SIZE, GPT2Config, LlamaConfig, ModelConfig
+from llmpy.models.config import ModelConfig
+from llmpy.models.gpt2 import GPT2_VOCAB_SIZE
 from llmpy.models.inference_weights import StoredWeights
 from llmpy.models.parameters import Parameters
 from llmpy.utils.atomic_files import write_atomic, write_text_atomic
@@ -34,6 +34,7 @@ WRITE_DTYPES = {"float32": np.dtype("<f4"), "bfloat16": np.dtype(ml_dtypes.bfloa
 SHARD_BYTES = 5 * 10**9  # of one file of weights where others are to read them, as `transformers` once split them
 # Constants that old files carry along: the causal mask of GPT-2, the frequencies of the rotations.
 _CONSTANTS = re.compile(r".*\.attn\.(masked_)?bias|.*\.rotary_emb\.inv_freq")
+_FAMILIES: dict[str, Any] = {"gpt2": huggingface_gpt2, "llama": huggingface_llama}  # what says a family's config.json
 Weights = dict[str, tuple[SafetensorsFile, str]]
 
 
@@ -51,9 +52,7 @@ def read_model(folder: Path) -> tuple[ModelConfig, Parameters]:
 
 def read_stored(folder: Path) -> StoredWeights:
     """The model as it lies in the files of a folder, q and k in their order. Raises UserError as `read_model`."""
-    config = read_config(folder)
-    if isinstance(config, LlamaConfig):
-        config = replace(config, rope_interleaved=False)
+    config = read_config(folder).with_rope_interleaved(False)
     weights = open_weights(folder, config)
 
     def read(part: Part) -> np.ndarray:
@@ -145,7 +144,7 @@ def open_weights(folder: Path, config: ModelConfig) -> Weights:
         name = foreign.removeprefix(prefix)
         if name.startswith(("h.", "model.")) and name not in found and not _CONSTANTS.fullmatch(name):
             raise UserError(f"{file.path} holds {foreign}, which no model has whose {CONFIG} says what this one does")
-    if isinstance(config, GPT2Config):
+    if config.family == "gpt2":
         _check_head(folder, files, found)
     return found
 
@@ -187,7 +186,7 @@ def write_model(
     files with an index, which is written after them.
     """
     target = WRITE_DTYPES[dtype]
-    prefix = PREFIX if isinstance(config, GPT2Config) else ""
+    prefix = PREFIX if config.family == "gpt2" else ""
 
     def tensor(part: Part) -> TensorToWrite:
         def make() -> np.ndarray:
@@ -232,9 +231,7 @@ def config_fields(
     if end_of_text is None and config.vocab_size == GPT2_VOCAB_SIZE:
         end_of_text = GPT2_VOCAB_SIZE - 1
     ends = [end_of_text] if isinstance(end_of_text, int) else list(end_of_text or [])
-    fields = (
-        huggingface_llama.fields_of(config) if isinstance(config, LlamaConfig) else huggingface_gpt2.fields_of(config)
-    )
+    fields: dict[str, Any] = _FAMILIES[config.family].fields_of(config)
     return fields | {
         "bos_token_id": bos if bos is not None or not ends else ends[0],
         "eos_token_id": ends if len(ends) > 1 else ends[0] if ends else None,

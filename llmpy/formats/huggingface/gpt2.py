@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llmpy.errors import UserError
-from llmpy.models.config import GPT2_VOCAB_SIZE, GPT2Config
+from llmpy.models.gpt2 import GPT2_VOCAB_SIZE, GPT2Config
 
 # What is built into our GPT-2, by the field that says so; another value describes another model.
 FIXED: dict[str, tuple[Any, ...]] = {

@@ -14,7 +14,8 @@ from typing import Any
 from llmpy.errors import UserError
 from llmpy.formats.huggingface.gpt2 import check_fixed
 from llmpy.formats.tensor_map import checked_config
-from llmpy.models.config import LlamaConfig, RopeScaling
+from llmpy.models.config import RopeScaling
+from llmpy.models.llama import LlamaConfig
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 # Defaults of `transformers` where they differ by the model type; files of today leave out next to nothing.

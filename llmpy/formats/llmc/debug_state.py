@@ -22,9 +22,8 @@ from llmpy.formats.llmc.model import (
     read_parameters,
     write_floats,
 )
-from llmpy.models.config import GPT2Config
-from llmpy.models.gpt2 import GPT2
-from llmpy.models.parameters import Parameters, gpt2_table, total_size
+from llmpy.models.gpt2 import GPT2, GPT2Config, gpt2_table
+from llmpy.models.parameters import Parameters, total_size
 from llmpy.utils.atomic_files import write_atomic
 from llmpy.utils.memory import MemoryPlan
 

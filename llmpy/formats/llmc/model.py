@@ -15,9 +15,9 @@ import numpy as np
 
 from llmpy.errors import UserError
 from llmpy.formats.tensor_map import store_parts
-from llmpy.models.config import GPT2Config
+from llmpy.models.gpt2 import GPT2Config, gpt2_table
 from llmpy.models.inference_weights import StoredWeights
-from llmpy.models.parameters import Parameters, gpt2_table, total_size
+from llmpy.models.parameters import Parameters, total_size
 from llmpy.models.transformer import plan_parameters
 from llmpy.utils.atomic_files import write_atomic
 from llmpy.utils.progress_bar import bar

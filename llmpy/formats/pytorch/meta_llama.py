@@ -18,8 +18,9 @@ from llmpy.errors import UserError
 from llmpy.formats.huggingface.folder import read_json
 from llmpy.formats.pytorch.checkpoint import read_torch_file
 from llmpy.formats.tensor_map import Part, checked_config, parts, read_parts, store_parts
-from llmpy.models.config import LlamaConfig, RopeScaling
+from llmpy.models.config import RopeScaling
 from llmpy.models.inference_weights import Copy, StoredWeights
+from llmpy.models.llama import LlamaConfig
 from llmpy.models.parameters import Parameters
 from llmpy.quant.types import F32, PLAIN, quantize_into
 

@@ -14,9 +14,10 @@ from llmpy.errors import UserError
 from llmpy.kernels import cuda, reference
 from llmpy.kernels.cuda.decode import upload_weights
 from llmpy.kernels.cuda.runtime.array import DeviceArray
-from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.gpt2 import GPT2Config
 from llmpy.models.inference_weights import Copy, StoredWeights
-from llmpy.models.parameters import Parameters, parameter_table, total_size
+from llmpy.models.llama import LlamaConfig
+from llmpy.models.parameters import Parameters, total_size
 from llmpy.models.rope import rotations
 from llmpy.quant.types import BF16, F16, F32, Q4_0, Q6_K, Q8_0
 from tests.kernels.numerics import relative_error
@@ -35,7 +36,7 @@ PLACES = [([0], [0]), ([1], [39]), ([4, 0, 2], [0, 39, 33])]
 
 
 def weights_of(config, scale=0.3):
-    table = parameter_table(config)
+    table = config.parameter_table()
     flat = (np.random.default_rng(3).standard_normal(total_size(table)) * scale).astype(np.float32)
     return StoredWeights.of(Parameters(table, flat), config)
 
@@ -162,7 +163,7 @@ def test_a_matrix_for_products_of_many_rows(kind, dtype):
 
 
 def test_weights_that_lie_on_the_device_stay_there():
-    table = parameter_table(WIDE)
+    table = WIDE.parameter_table()
     flat = DeviceArray.of((np.random.default_rng(3).standard_normal(total_size(table)) * 0.3).astype(np.float32))
     parameters = Parameters(table, flat)
     weights = StoredWeights.of(parameters, WIDE, cuda.matrix_of)
