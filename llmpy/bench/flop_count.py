@@ -1,7 +1,7 @@
 """What a call of an operation has to do, counted from the shapes of its arguments: operations in products, and bytes.
 
 An operation of a product is a multiplication or an addition. Bytes are those of each array that the contract
-(llmpy/kernels/__init__.py) names, once where it is read and once where it is written: what must pass between memory and
+(llmpy/kernels/contract.py) names, once where it is read and once where it is written: what must pass between memory and
 processor where no cache holds it. Scratch is left out, and so is arithmetic that is not a product: it is hidden behind
 one or the other.
 """
