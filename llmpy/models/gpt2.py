@@ -4,7 +4,7 @@
     for every layer:
         residual += attproj(attention(qkv(layernorm(residual))))
         residual += fcproj(gelu(fc(layernorm(residual))))
-    logits = layernorm(residual) @ wte.T
+    logits = layernorm(residual) @ lm_head.T      (wte where the two are tied)
 
 What backward needs is kept by forward: the residual stream before each half of a block, qkv, the attention's output,
 and the MLP's hidden layer before GELU. LayerNorm's outputs and GELU's are not kept: making them again costs a
@@ -45,6 +45,7 @@ class GPT2Config(ModelConfig):
     layers: int = 12
     heads: int = 12
     channels: int = 768
+    tied: bool = True  # the head is the embedding
 
     def __post_init__(self) -> None:
         check_whole_numbers(self, "vocab_size", "context", "layers", "heads", "channels")
@@ -70,7 +71,7 @@ class GPT2Config(ModelConfig):
 
 
 def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
-    """The 16 tensors of GPT-2 in llm.c's file order (which is also the order in memory)."""
+    """The 16 tensors of GPT-2 in llm.c's file order, which is also the order in memory; an untied head follows."""
     V, Vp, T, C, L = config.vocab_size, config.padded_vocab_size, config.context, config.channels, config.layers
     residual_std = 0.02 / (2 * L) ** 0.5  # GPT-2 scales what is added to the residual stream by the number of additions
 
@@ -84,8 +85,12 @@ def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
         return ParameterSpec(name, (L, size), False, init, huggingface=f"h.{{}}.{huggingface}")
 
     wte = ParameterSpec(
-        "wte", (Vp, C), True, "normal", 0.02, rows=V, per_layer=False, huggingface="wte.weight", product=True,
-        stored=("embedding",),
+        "wte", (Vp, C), True, "normal", 0.02, rows=V, per_layer=False, huggingface="wte.weight",
+        product=config.tied, stored=("embedding",),
+    )  # fmt: skip
+    head = ParameterSpec(
+        "lm_headw", (V, C), True, "normal", 0.02, per_layer=False, huggingface="lm_head.weight", product=True,
+        stored=("head",),
     )  # fmt: skip
     return [
         wte,
@@ -104,6 +109,7 @@ def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
         vector("fcprojb", C, "mlp.c_proj.bias"),
         ParameterSpec("lnfw", (C,), False, "ones", per_layer=False, huggingface="ln_f.weight"),
         ParameterSpec("lnfb", (C,), False, "zeros", per_layer=False, huggingface="ln_f.bias"),
+        *([] if config.tied else [head]),
     ]
 
 
@@ -153,11 +159,13 @@ class GPT2(Transformer[GPT2Config]):
 
     @staticmethod
     def head(config: GPT2Config, weights: Weights) -> Any:
-        """The embedding of tokens, without its padding: [V, C]."""
+        """The head [V, C]: where tied, the embedding of tokens without its padding."""
+        if not config.tied:
+            return weights["lm_headw"]
         return weights["wte"] if isinstance(weights, BFloat16Weights) else weights.wte[: config.vocab_size]
 
     def _only_added_to(self) -> set[str]:
-        return {"wpe"}
+        return {"wpe"} if self.config.tied else {"wte", "wpe"}
 
     def _embed(self, tokens: np.ndarray) -> None:
         x, p = self.arrays["residual"][0], self.parameters
