@@ -281,3 +281,6 @@ class Transformer(ABC, Generic[Config]):
             return dresidual
         self.kernels.dropout(space, dresidual, self.dropout, hash64(self._dropout_key, place))
         return space
+
+
+Model = Transformer[Any]  # a model of any family
