@@ -114,7 +114,8 @@ def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
 
 
 class _Kept(NamedTuple):
-    """Of one layer: mid, att [N, C]; qkv [N, 3C], q, k, v [B, T, NH, hs] views of it; lse [B, NH, T]; fch [N, 4C]."""
+    """Saved activations: mid, att [N, C]; qkv [N, 3C], q, k, v [B, T, NH, hs] views of it; lse [B, NH, T]; fch [N,
+    4C]."""
 
     mid: np.ndarray
     qkv: np.ndarray
@@ -129,7 +130,7 @@ class _Kept(NamedTuple):
 class GPT2(Transformer[GPT2Config]):
     """A GPT-2 with its parameters and, where B and T are given, all that training it takes; see Transformer.
 
-    `recompute` 1 makes the MLP's hidden layer again.
+    `recompute` 1 recomputes the MLP's hidden layer in the backward pass.
     """
 
     @staticmethod
@@ -191,7 +192,7 @@ class GPT2(Transformer[GPT2Config]):
     # ---- forward and backward through one block --------------------------------------------------------------------
 
     def _kept(self, layer: int) -> _Kept:
-        """What forward keeps of a layer; a buffer that holds one layer is shared by all of them."""
+        """Returns the saved activations of a layer; all layers share a buffer that holds one layer."""
         a = self.arrays
         mid, qkv, att, lse, fch = (
             a[name][layer % len(a[name])] for name in ("residual_mid", "qkv", "att", "lse", "fch")

@@ -37,7 +37,7 @@ class Matrix:
 
     @property
     def row_bytes(self) -> int:
-        """From one row to the next."""
+        """Bytes from one row to the next."""
         return self.data.shape[1]
 
     @property

@@ -1,4 +1,4 @@
-"""The types of numbers that weights are stored in, and how each becomes float32.
+"""The storage types of weights (F32 to Q6_K), and how each is dequantized to float32.
 
 A quantized type keeps a row in blocks of 32 or 256 numbers. Layouts as ggml has them (ggml-common.h, ggml-quants.c of
 llama.cpp); d and m are float16, `q` the small whole numbers:
@@ -146,6 +146,6 @@ def quantize_into(out: np.ndarray, kind: BlockType, numbers: np.ndarray) -> None
 
 
 def _pieces(array: np.ndarray) -> Iterator[slice]:
-    """Its rows, a megabyte at a time."""
+    """Slices of the rows, a megabyte at a time."""
     step = max(1, BYTES_AT_ONCE // max(1, array[:1].nbytes))
     return (slice(start, start + step) for start in range(0, len(array), step))
