@@ -17,7 +17,8 @@ from llmpy.kernels import cuda
 from llmpy.kernels.cuda.runtime import device
 from llmpy.kernels.cuda.runtime.array import DeviceArray, empty
 from llmpy.models.config import ModelConfig
-from llmpy.models.registry import Model, config_from_dict, new_model
+from llmpy.models.registry import config_from_dict, new_model
+from llmpy.models.transformer import Model
 from llmpy.training.console import flops_per_token
 from llmpy.training.optimizer import AdamW
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from llmpy.models.config import ModelConfig
-from llmpy.models.registry import Model, new_model
+from llmpy.models.registry import new_model
+from llmpy.models.transformer import Model
 from llmpy.training.optimizer import AdamW, clip_scale, learning_rate
 from llmpy.utils.progress_bar import Bar
 

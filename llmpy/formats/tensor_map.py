@@ -1,4 +1,4 @@
-"""Where the tensors of others' files belong in our parameters: one list, which readers and writers walk.
+"""The list that maps tensors of foreign files to our parameters; every reader and writer walks this list.
 
 A part is a tensor as Hugging Face has it: that of one layer; q, k and v of a Llama apart. The rows of a Llama's q and k
 are in one of two orders: the channels that a position rotates together are neighbours (Meta, llama2.c, GGUF's "llama"),
@@ -46,7 +46,7 @@ class Part:
         return self.name.format(self.layer)
 
     def renamed(self, words: Mapping[str, str]) -> str:
-        """Its name elsewhere: Hugging Face's, with every word that the table has put into theirs."""
+        """Returns the name in another format: Hugging Face's, with each word of the table replaced."""
         name = self.huggingface
         for word, theirs in words.items():
             name = name.replace(word, theirs)
@@ -73,7 +73,7 @@ class Part:
 
 
 def parts(config: ModelConfig) -> Iterator[Part]:
-    """All parts of a model, layer by layer within each of our tensors."""
+    """Yields the parts of a model, layer by layer within each of our tensors."""
     for spec in config.parameter_table():
         rest = spec.shape[2:] if spec.per_layer else spec.shape[1:]
         for layer in range(config.layers) if spec.per_layer else (None,):

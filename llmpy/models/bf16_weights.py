@@ -36,7 +36,8 @@ def _shapes(spec: ParameterSpec) -> list[tuple[int, int]]:
 
 
 class BFloat16Weights:
-    """For every matrix that a product reads, a `Weight` of the backend: `.layers[i].qkvw`, `["wte"]`.
+    """The bfloat16 copy of every matrix that a matmul reads, each a `Weight` of the backend: `.layers[i].qkvw`,
+    `["wte"]`.
 
     `stochastic`: round each number up or down at random, so that the mean is right, instead of to the nearest: then
     changes too small for bfloat16 still move the weights now and then. Which way depends on `seed` and the step alone.

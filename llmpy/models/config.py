@@ -1,4 +1,4 @@
-"""What the configs of all families share: the base class, checks of sizes, and the scaling of RoPE."""
+"""Config parts that all families share: the base class, checks of sizes, and the scaling of RoPE."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def check_positive(config: object, *names: str) -> None:
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How Llama 3.1 stretches the rotations to a longer context: frequencies whose wavelength (in positions) is above
+    """Scaling of RoPE to a longer context, as in Llama 3.1: frequencies whose wavelength (in positions) is above
     original_context / low_freq_factor are divided by `factor`, those below original_context / high_freq_factor stay,
     and between the two is a blend (Llama 3 herd of models, 2024; the code of `llama-models` says the numbers)."""
 

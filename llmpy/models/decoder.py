@@ -1,5 +1,4 @@
-"""What every model at inference is: keys and values of past tokens are kept, so that a new one costs one pass over the
-weights.
+"""The decoder that all families share: the KV cache keeps past tokens, so a new token costs one pass over the weights.
 
 Several sequences lie side by side, each in a slot of the cache. A family fills in its blocks.
 """
@@ -29,7 +28,7 @@ Attend = Callable[[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray], None]
 
 
 def decoder_context(config: ModelConfig, context: int | None = None) -> int:
-    """How many tokens a decoder looks back at: `context`, or what the model has positions for, up to MOST_POSITIONS.
+    """Returns the length of a KV cache slot: `context`, or the context of the model, up to MOST_POSITIONS.
 
     Raises UserError for more than the model has.
     """

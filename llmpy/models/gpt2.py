@@ -4,7 +4,7 @@
     for every layer:
         residual += attproj(attention(qkv(layernorm(residual))))
         residual += fcproj(gelu(fc(layernorm(residual))))
-    logits = layernorm(residual) @ wte.T
+    logits = layernorm(residual) @ lm_head.T      (wte where the two are tied)
 
 What backward needs is kept by forward: the residual stream before each half of a block, qkv, the attention's output,
 and the MLP's hidden layer before GELU. LayerNorm's outputs and GELU's are not kept: making them again costs a
@@ -45,6 +45,7 @@ class GPT2Config(ModelConfig):
     layers: int = 12
     heads: int = 12
     channels: int = 768
+    tied: bool = True  # the head is the embedding
 
     def __post_init__(self) -> None:
         check_whole_numbers(self, "vocab_size", "context", "layers", "heads", "channels")
@@ -70,7 +71,7 @@ class GPT2Config(ModelConfig):
 
 
 def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
-    """The 16 tensors of GPT-2 in llm.c's file order (which is also the order in memory)."""
+    """The 16 tensors of GPT-2 in llm.c's file order, which is also the order in memory; an untied head follows."""
     V, Vp, T, C, L = config.vocab_size, config.padded_vocab_size, config.context, config.channels, config.layers
     residual_std = 0.02 / (2 * L) ** 0.5  # GPT-2 scales what is added to the residual stream by the number of additions
 
@@ -84,8 +85,12 @@ def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
         return ParameterSpec(name, (L, size), False, init, huggingface=f"h.{{}}.{huggingface}")
 
     wte = ParameterSpec(
-        "wte", (Vp, C), True, "normal", 0.02, rows=V, per_layer=False, huggingface="wte.weight", product=True,
-        stored=("embedding",),
+        "wte", (Vp, C), True, "normal", 0.02, rows=V, per_layer=False, huggingface="wte.weight",
+        product=config.tied, stored=("embedding",),
+    )  # fmt: skip
+    head = ParameterSpec(
+        "lm_headw", (V, C), True, "normal", 0.02, per_layer=False, huggingface="lm_head.weight", product=True,
+        stored=("head",),
     )  # fmt: skip
     return [
         wte,
@@ -104,11 +109,13 @@ def gpt2_table(config: GPT2Config) -> list[ParameterSpec]:
         vector("fcprojb", C, "mlp.c_proj.bias"),
         ParameterSpec("lnfw", (C,), False, "ones", per_layer=False, huggingface="ln_f.weight"),
         ParameterSpec("lnfb", (C,), False, "zeros", per_layer=False, huggingface="ln_f.bias"),
+        *([] if config.tied else [head]),
     ]
 
 
 class _Kept(NamedTuple):
-    """Of one layer: mid, att [N, C]; qkv [N, 3C], q, k, v [B, T, NH, hs] views of it; lse [B, NH, T]; fch [N, 4C]."""
+    """Saved activations: mid, att [N, C]; qkv [N, 3C], q, k, v [B, T, NH, hs] views of it; lse [B, NH, T]; fch [N,
+    4C]."""
 
     mid: np.ndarray
     qkv: np.ndarray
@@ -123,7 +130,7 @@ class _Kept(NamedTuple):
 class GPT2(Transformer[GPT2Config]):
     """A GPT-2 with its parameters and, where B and T are given, all that training it takes; see Transformer.
 
-    `recompute` 1 makes the MLP's hidden layer again.
+    `recompute` 1 recomputes the MLP's hidden layer in the backward pass.
     """
 
     @staticmethod
@@ -153,11 +160,13 @@ class GPT2(Transformer[GPT2Config]):
 
     @staticmethod
     def head(config: GPT2Config, weights: Weights) -> Any:
-        """The embedding of tokens, without its padding: [V, C]."""
+        """The head [V, C]: where tied, the embedding of tokens without its padding."""
+        if not config.tied:
+            return weights["lm_headw"]
         return weights["wte"] if isinstance(weights, BFloat16Weights) else weights.wte[: config.vocab_size]
 
     def _only_added_to(self) -> set[str]:
-        return {"wpe"}
+        return {"wpe"} if self.config.tied else {"wte", "wpe"}
 
     def _embed(self, tokens: np.ndarray) -> None:
         x, p = self.arrays["residual"][0], self.parameters
@@ -183,7 +192,7 @@ class GPT2(Transformer[GPT2Config]):
     # ---- forward and backward through one block --------------------------------------------------------------------
 
     def _kept(self, layer: int) -> _Kept:
-        """What forward keeps of a layer; a buffer that holds one layer is shared by all of them."""
+        """Returns the saved activations of a layer; all layers share a buffer that holds one layer."""
         a = self.arrays
         mid, qkv, att, lse, fch = (
             a[name][layer % len(a[name])] for name in ("residual_mid", "qkv", "att", "lse", "fch")

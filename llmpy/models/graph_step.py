@@ -46,7 +46,7 @@ class DeviceStep:
         return places
 
     def run(self, kind: Hashable, function: Callable[[Any, Any], None], tokens: np.ndarray, targets: np.ndarray) -> Any:
-        """The mean of the losses that `function(tokens, targets)` leaves, as a number on its way: float() waits for it.
+        """The mean of the losses that `function(tokens, targets)` leaves, as a pending value: float() waits for it.
 
         Calls of one `kind` must ask the device for the same, for they become one graph; with None they become none.
         """

@@ -106,7 +106,7 @@ class StoredWeights:
 
     @property
     def nbytes(self) -> int:
-        """Of the matrices, which is what generating a token reads."""
+        """Bytes of the matrices: a decode step reads all of them."""
         return sum(matrix.nbytes for matrix in self.matrices())
 
     @property

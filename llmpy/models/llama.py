@@ -148,7 +148,8 @@ def llama_table(config: LlamaConfig) -> list[ParameterSpec]:
 
 
 class _Kept(NamedTuple):
-    """Of one layer: mid [N, C]; qkv [N, (NH + 2 NKV) hs], and views of it [B, T, heads, hs]; att [N, NH hs], lse
+    """Saved activations of one layer: mid [N, C]; qkv [N, (NH + 2 NKV) hs], and views of it [B, T, heads, hs]; att
+    [N, NH hs], lse
     [B, NH, T]; gateup [N, 2 H]."""
 
     mid: np.ndarray
@@ -207,7 +208,7 @@ class Llama(Transformer[LlamaConfig]):
     # ---- forward ---------------------------------------------------------------------------------------------------
 
     def _kept(self, layer: int) -> _Kept:
-        """What forward keeps of a layer; a buffer that holds one layer is shared by all of them."""
+        """Returns the saved activations of a layer; all layers share a buffer that holds one layer."""
         a, NH, NKV = self.arrays, self.config.heads, self.config.kv_heads
         mid, qkv, att, lse, gateup = (
             a[name][layer % len(a[name])] for name in ("residual_mid", "qkv", "att", "lse", "gateup")
@@ -331,8 +332,9 @@ class LlamaDecoder(Decoder[LlamaConfig]):
             K.linear_forward(x, gate, w.down, residual=x)
 
     def shift(self, slot: int, keep: int, drop: int) -> None:
-        """As Decoder says. A key that was turned to its position is turned back by `drop` positions, which is where a
-        key turned to the new position would be: angles add up."""
+        """Shifts the slot; see Decoder. Each key is rotated by the negative angle of `drop` positions: angles add
+        up, so
+        the key is then as if it were rotated for the new position."""
         moved = self.config.context - keep - drop
         back = self.arrays["back"][:moved]
         back[:] = drop

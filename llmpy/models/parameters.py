@@ -39,7 +39,7 @@ class ParameterSpec:
         return prod(self.shape)
 
     def pieces(self) -> Iterator[Piece]:
-        """What it is made of elsewhere, from the top; its padding is no part of that."""
+        """Yields the pieces of the tensor as foreign files have them, from the top and without the padding."""
         rows = self.rows or self.shape[1 if self.per_layer else 0]
         names = self.stored or (self.name,)
         first = 0
@@ -93,12 +93,12 @@ class Parameters:
             raise AttributeError(name) from None
 
     def read(self) -> Parameters:
-        """These on the host: themselves, or of a device a copy."""
+        """Returns the parameters on the host: a copy where they lie on a device."""
         return self if isinstance(self.flat, np.ndarray) else Parameters(self.table, self.flat.numpy())
 
     @contextmanager
     def on_host(self) -> Iterator[Parameters]:
-        """These where the host can read and change them: of a device, a copy, which becomes theirs at the end."""
+        """Gives the parameters on the host to read and change; a device gets the changed copy at the end."""
         copy = self.read()
         yield copy
         if copy is not self:

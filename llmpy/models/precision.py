@@ -40,7 +40,7 @@ def resolve(name: str, backend: str = "cpu") -> str:
 
 
 def of_generation(name: str, kinds: Iterable[str], backend: str = "cpu") -> tuple[str, str]:
-    """How a model whose matrices are of these types generates: (one of GENERATING, and in which of float32 and bfloat16
+    """Resolves the precision to generate with: (one of GENERATING, and in which of float32 and bfloat16
     the cache and the activations are); auto is as for `resolve`.
 
     Raises UserError for an unknown name, and for bfloat16 on a backend that has none.
@@ -57,7 +57,7 @@ def of_generation(name: str, kinds: Iterable[str], backend: str = "cpu") -> tupl
 
 
 def dtype(precision: str) -> type:
-    """Of the activations of a run in float32 or bfloat16."""
+    """Returns the dtype of the activations for float32 or bfloat16."""
     import ml_dtypes  # here, because `--help` asks this page for names and needs no arrays
     import numpy as np
 

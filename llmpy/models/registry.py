@@ -14,10 +14,8 @@ from llmpy.models.config import ModelConfig, RopeScaling
 if TYPE_CHECKING:
     from llmpy.models.decoder import Decoder
     from llmpy.models.inference_weights import StoredWeights
-    from llmpy.models.transformer import Transformer
+    from llmpy.models.transformer import Model
     from llmpy.utils.memory import MemoryPlan
-
-    Model = Transformer[Any]
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def new_model(
     seed: int = 0,
     dropout: float = 0.0,
 ) -> Model:
-    """A model of the config's family, its parameters not yet drawn; the arguments are those of Transformer."""
+    """Returns a model of the config's family without initial values; the arguments are those of Transformer."""
     arguments = (backend, batch_size, sequence_length, recompute, precision, stochastic_rounding, seed, dropout)
     model: Model = family_of(config).model(config, *arguments)
     return model
@@ -102,7 +100,7 @@ def new_decoder(
     context: int | None = None,
     precision: str = "float32",
 ) -> Decoder:
-    """What generates with these weights, `sequences` texts at a time; the arguments are those of Decoder."""
+    """Returns the decoder that generates `sequences` texts at a time with these weights; see Decoder."""
     made: Decoder = family_of(weights.config).decoder(weights, backend, sequences, context, precision)
     return made
 
@@ -110,6 +108,6 @@ def new_decoder(
 def plan_training(
     config: ModelConfig, B: int, T: int, recompute: int, precision: str = "float32", backend: str = "cpu"
 ) -> MemoryPlan:
-    """All that training takes over B sequences of T tokens."""
+    """Plans the memory that training on B sequences of T tokens takes."""
     plan: MemoryPlan = family_of(config).model.plan_training(config, B, T, recompute, precision, backend)
     return plan

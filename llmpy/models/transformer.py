@@ -1,4 +1,4 @@
-"""What every model here is: an embedding, a stack of blocks that add to a residual stream, a norm and a head.
+"""The parts of training that all families share: loss, dropout, memory and the view of the optimizer.
 
 A model of a family fills in the parts: its embedding, its blocks, its norm. The memory they need, the order in which
 they run forward and backward, the loss, and dropout are the same for all, and are here.
@@ -40,8 +40,9 @@ def plan_parameters(config: ModelConfig, training: bool) -> MemoryPlan:
 class Transformer(ABC, Generic[Config]):
     """A model with its parameters and, where B and T are given, all that training it takes.
 
-    `recompute` trades time for memory: 0 keeps all that backward reads; 1 makes again what is widest and cheap to make;
-    2 keeps the residual stream alone and makes each block's insides again.
+    `recompute` trades time for memory: 0 keeps all that backward reads; 1 recomputes the widest activations that
+    are cheap to compute;
+    2 keeps the residual stream alone and recomputes each block.
 
     `precision` is that of the computation, float32 or bfloat16 (then whoever changes the parameters other than through
     the optimizer calls `pack_weights`). `stochastic_rounding`, with its seed: see BFloat16Weights. `dropout` is the
@@ -88,7 +89,7 @@ class Transformer(ABC, Generic[Config]):
             self._begin()
 
     def tune(self) -> None:
-        """On a GPU, finds by timing what each product of training is made by, once on a machine; before there are
+        """Autotunes every GEMM of training on a GPU, once on a machine. Call `tune` before there are
         parameters, for what is in the arrays afterwards means nothing."""
         if self._step is not None:
             self._step.tune(partial(self._learn, micro_steps=1, accumulate=True, dropout_key=None))
@@ -109,7 +110,7 @@ class Transformer(ABC, Generic[Config]):
     def plan_training(
         cls, config: Config, B: int, T: int, recompute: int, precision: str = "float32", backend: str = "cpu"
     ) -> MemoryPlan:
-        """All that training takes."""
+        """Plans the memory that training takes."""
         plan, module = plan_parameters(config, training=True), kernels.load(backend)
         if precision == "bfloat16":
             plan_weights(plan, module, config.parameter_table())
@@ -136,7 +137,8 @@ class Transformer(ABC, Generic[Config]):
 
     @abstractmethod
     def _only_added_to(self) -> set[str]:
-        """The matrices whose gradients are added to and never written: embeddings that are not the head."""
+        """Matrices whose gradient is only accumulated (+=), so it must be zeroed before a step: embeddings that are
+        not the head."""
 
     @abstractmethod
     def _embed(self, tokens: np.ndarray) -> None:
@@ -213,7 +215,7 @@ class Transformer(ABC, Generic[Config]):
     ) -> SupportsFloat:
         """The loss, and the gradients of loss / micro_steps in `self.gradients`, written or, `accumulate`, added.
 
-        `dropout_key` should be another for every batch where the model has dropout. The loss of a device is on its way,
+        `dropout_key` should be another for every batch where the model has dropout. The loss of a device is pending,
         and float() waits for it: a step asks for all its batches before it asks for a loss.
         """
         key = dropout_key if self.dropout else None
@@ -278,3 +280,6 @@ class Transformer(ABC, Generic[Config]):
             return dresidual
         self.kernels.dropout(space, dresidual, self.dropout, hash64(self._dropout_key, place))
         return space
+
+
+Model = Transformer[Any]  # a model of any family

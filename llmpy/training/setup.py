@@ -27,8 +27,8 @@ from llmpy.models.config import ModelConfig
 from llmpy.models.gpt2 import GPT2_VOCAB_SIZE
 from llmpy.models.precision import resolve
 from llmpy.models.presets import family_of_descriptor, shape_of
-from llmpy.models.registry import Model, family_of, new_model, plan_training
-from llmpy.models.transformer import plan_parameters
+from llmpy.models.registry import family_of, new_model, plan_training
+from llmpy.models.transformer import Model, plan_parameters
 from llmpy.tokenization.base import NAMES as TOKENIZER_NAMES
 from llmpy.tokenization.base import Tokenizer
 from llmpy.tokenization.training import is_trained

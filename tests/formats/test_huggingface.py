@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -98,11 +99,13 @@ def test_a_model_in_shards(folder, model):
     np.testing.assert_array_equal(parameters.flat, model.parameters.flat)
 
 
-def test_a_head_that_is_the_embedding_is_no_obstacle(folder):
+def test_a_head_of_its_own_that_has_the_values_of_the_embedding(folder):
     tensors = tensors_of(folder)
     rewrite(folder, tensors | {"lm_head.weight": tensors["transformer.wte.weight"]})
     set_config(folder, tie_word_embeddings=False)
-    assert huggingface.read_model(folder)[0] == CONFIG
+    config, parameters = huggingface.read_model(folder)
+    assert config == replace(CONFIG, tied=False)
+    np.testing.assert_array_equal(parameters.lm_headw, parameters.wte[: CONFIG.vocab_size])
 
 
 # ---- against transformers ------------------------------------------------------------------------------------------
@@ -178,7 +181,8 @@ def test_transformers_reads_the_tokenizer_beside(tmp_path):
 )
 def test_a_config_that_cannot_be_run_names_the_field_or_the_tensor(field, value, folder):
     set_config(folder, **{field: value})
-    with pytest.raises(UserError, match=field if (field, value) != ("n_layer", 3) else "lack transformer.h.2"):
+    lacking = {"n_layer": "lack transformer.h.2", "tie_word_embeddings": "lack lm_head.weight"}
+    with pytest.raises(UserError, match=lacking.get(field, field) if value in (3, False) else field):
         huggingface.read_model(folder)
 
 

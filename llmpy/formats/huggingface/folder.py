@@ -131,7 +131,7 @@ def open_weights(folder: Path, config: ModelConfig) -> Weights:
     prefix = PREFIX if any(name.startswith(PREFIX) for name in files) else ""
     found = {}
     for part in parts(config):
-        foreign = prefix + part.huggingface
+        foreign = _with_prefix(prefix, part.huggingface)
         if foreign not in files:
             raise UserError(f"{folder}: the weights lack {foreign}, which {CONFIG} asks for")
         file, entry = files[foreign], files[foreign].entries[foreign]
@@ -144,18 +144,12 @@ def open_weights(folder: Path, config: ModelConfig) -> Weights:
         name = foreign.removeprefix(prefix)
         if name.startswith(("h.", "model.")) and name not in found and not _CONSTANTS.fullmatch(name):
             raise UserError(f"{file.path} holds {foreign}, which no model has whose {CONFIG} says what this one does")
-    if config.family == "gpt2":
-        _check_head(folder, files, found)
     return found
 
 
-def _check_head(folder: Path, files: dict[str, SafetensorsFile], found: Weights) -> None:
-    """GPT-2's head is the token embedding; a model with a head of its own is refused."""
-    if read_json(folder / CONFIG).get("tie_word_embeddings", True):
-        return
-    head, (file, wte) = files.get("lm_head.weight"), found["wte.weight"]
-    if head is None or not np.array_equal(head.tensor("lm_head.weight"), file.tensor(wte)):
-        raise UserError(f"{folder / CONFIG}: tie_word_embeddings is false, and only a head that is wte can be run")
+def _with_prefix(prefix: str, name: str) -> str:
+    """The name of a tensor in a file; the head lies outside of the module that the prefix names."""
+    return name if name.startswith("lm_head.") else prefix + name
 
 
 def _fill(parameters: Parameters, config: ModelConfig, weights: Weights) -> None:
@@ -192,7 +186,7 @@ def write_model(
         def make() -> np.ndarray:
             return part.stored(parameters, config, interleaved=False).astype(target, order="C", copy=False)
 
-        return TensorToWrite(prefix + part.huggingface, target, part.shape, make)
+        return TensorToWrite(_with_prefix(prefix, part.huggingface), target, part.shape, make)
 
     shards = _shards([tensor(part) for part in parts(config)], shard_bytes)
     for name, tensors in shards.items():

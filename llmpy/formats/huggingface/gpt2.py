@@ -42,7 +42,7 @@ def config_of(fields: dict[str, Any], path: Path) -> GPT2Config:
         raise UserError(f"{path}: n_embd {C} is not a multiple of n_head {NH}")
     if (inner := fields.get("n_inner")) not in (None, 4 * C):
         raise UserError(f"{path}: n_inner is {json.dumps(inner)}, and only 4 * n_embd = {4 * C} can be run")
-    return GPT2Config(V, T, L, NH, C)
+    return GPT2Config(V, T, L, NH, C, tied=fields.get("tie_word_embeddings", True) is not False)
 
 
 def fields_of(config: GPT2Config) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def fields_of(config: GPT2Config) -> dict[str, Any]:
         "activation_function": "gelu_new",
         "layer_norm_epsilon": 1e-5,
         "scale_attn_weights": True,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tied,
         "attn_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "resid_pdrop": 0.0,

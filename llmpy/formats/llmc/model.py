@@ -107,6 +107,8 @@ def read_parameters(path: Path, config: GPT2Config, parameters: Parameters) -> N
 
 def write_model(path: Path, config: GPT2Config, parameters: Parameters, dtype: str = "float32") -> None:
     """Writes a model file, whole or not at all. dtype: "float32" or "bfloat16" (rounded to nearest, ties to even)."""
+    if not config.tied:
+        raise UserError(f"{path}: llm.c's format has no head of its own: write a Hugging Face folder instead")
     header = [
         MODEL_MAGIC,
         VERSIONS[dtype],
