@@ -18,7 +18,7 @@ from llmpy.kernels.cuda.runtime import device
 from llmpy.kernels.cuda.runtime.array import DeviceArray, empty
 from llmpy.models import Model, new_model
 from llmpy.models.config import ModelConfig, config_from_dict
-from llmpy.training.console import flops_per_token
+from llmpy.training.metrics import flops_per_token
 from llmpy.training.optimizer import AdamW
 
 LR, CLIP = 1e-4, 1.0

@@ -14,7 +14,8 @@ import numpy as np
 
 from llmpy.models import Model, new_model
 from llmpy.models.config import LlamaConfig, ModelConfig
-from llmpy.training.optimizer import AdamW, clip_scale, learning_rate
+from llmpy.training.lr_schedule import learning_rate
+from llmpy.training.optimizer import AdamW, clip_scale
 from llmpy.utils.progress_bar import Bar
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmpy.cli.generation import with_utf8_stdout
 from llmpy.errors import UserError
-from llmpy.training.config import TrainConfig, flag, from_settings, merged, read_toml, setting_types
+from llmpy.training.config import TrainConfig, flag, from_settings, merged, setting_types
+from llmpy.training.config_file import read_toml
 
 if TYPE_CHECKING:
     from llmpy.training.trainer import Result, Trainer

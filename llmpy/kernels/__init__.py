@@ -231,10 +231,10 @@ def take(plan: MemoryPlan, backend: str, *advice: str) -> dict[str, Any]:
 
 def room(backend: str) -> int | None:
     """Bytes that a plan may have where the backend computes; None where nobody says."""
-    from llmpy.utils import memory  # here, because `--help` needs no arrays
+    from llmpy.utils import system_memory  # here, because `--help` needs no arrays
 
     module = load(backend)
-    return module.room() if hasattr(module, "room") else memory.room()
+    return module.room() if hasattr(module, "room") else system_memory.room()
 
 
 def device_name(backend: str) -> str | None:

@@ -28,7 +28,7 @@ from llmpy.formats.huggingface.hub import TOKENIZER
 from llmpy.formats.huggingface.safetensors import SafetensorsFile, TensorToWrite, write
 from llmpy.formats.run_folder import STATE
 from llmpy.models import Model
-from llmpy.training.config import HEADER
+from llmpy.training.config_file import HEADER
 from llmpy.utils.atomic_files import cannot_write, make_dir, sha256_of, sync_dir, write_atomic, write_text_atomic
 from llmpy.utils.progress_bar import amount
 

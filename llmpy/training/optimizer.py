@@ -1,20 +1,17 @@
-"""AdamW over the flat buffers, gradient clipping, and the schedules of the learning rate."""
+"""AdamW over the flat buffers, and gradient clipping."""
 
 from __future__ import annotations
 
-import math
 from itertools import groupby
 from types import ModuleType
 from typing import Protocol
 
 import numpy as np
 
-from llmpy.errors import UserError
 from llmpy.models.bf16_weights import BFloat16Weights
 from llmpy.models.parameters import Parameters
 
 EPS = 1e-8
-FLAT_PART = 0.8  # of a wsd schedule's steps: where its decay begins
 
 
 class Trainable(Protocol):
@@ -89,33 +86,3 @@ class AdamW:
 def clip_scale(norm: float, largest: float) -> float:
     """What to multiply gradients of this norm with so that it is at most `largest` (0: no limit)."""
     return largest / norm if largest > 0 and norm > largest else 1.0
-
-
-def learning_rate(
-    step: int, steps: int, highest: float, schedule: str = "cosine", warmup: int = 0, final_fraction: float = 0.0
-) -> float:
-    """The learning rate of a step, which counts from 0 to steps - 1.
-
-    It goes up over `warmup` steps (but for the constant schedule), then down to highest * final_fraction: along half a
-    cosine, along a line, or not at all until 0.8 of the steps are done and then as 1 - sqrt (wsd, Hägele et al. 2024).
-    """
-    if schedule == "constant":
-        return highest
-    if step < warmup:
-        return highest * (step + 1) / warmup
-    lowest = highest * final_fraction
-    if schedule == "cosine":
-        return lowest + 0.5 * (1 + math.cos(math.pi * _progress(step, warmup, steps))) * (highest - lowest)
-    if schedule == "linear":
-        return highest - _progress(step, warmup, steps) * (highest - lowest)
-    if schedule == "wsd":
-        decay_start = int(FLAT_PART * steps)
-        if step < decay_start:
-            return highest
-        return lowest + (1 - math.sqrt(_progress(step, decay_start, steps))) * (highest - lowest)
-    raise UserError(f"there is no schedule {schedule!r}: use cosine, linear, constant or wsd")
-
-
-def _progress(step: int, start: int, stop: int) -> float:
-    """How far `step` is from `start` to `stop`, 0 to 1."""
-    return min((step - start) / max(stop - start, 1), 1.0)

@@ -1,12 +1,10 @@
-"""From settings to all that a run needs: data, tokenizer, model, memory. What does not fit is said here."""
+"""Builds dataset, tokenizer, model and buffers from a TrainConfig; raises UserError if they are incompatible."""
 
 from __future__ import annotations
 
 import bisect
 import glob
 import os
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,39 +12,22 @@ from pathlib import Path
 from llmpy import kernels
 from llmpy.data.corpora import NAMES
 from llmpy.data.dataloader import DataLoader
-from llmpy.data.prepare import DEFAULT_VOCABULARY, check_seals, prepare
 from llmpy.errors import UserError
 from llmpy.formats.chat_template_files import StoredTemplate, template_of
 from llmpy.formats.huggingface import folder as huggingface
-from llmpy.formats.huggingface.hub import TOKENIZER
-from llmpy.formats.llmc.shards import dtype_for, is_shard, shard_files, shard_info
 from llmpy.formats.load import LoadedModel, load_model
-from llmpy.formats.open_tokenizer import open_tokenizer
 from llmpy.formats.tensor_map import in_memory_interleaved, parts
 from llmpy.models import Model, new_model, plan_training
-from llmpy.models.config import GPT2_VOCAB_SIZE, LlamaConfig, ModelConfig, is_llama, shape_of
+from llmpy.models.config import LlamaConfig, ModelConfig, shape_of
 from llmpy.models.precision import resolve
 from llmpy.models.transformer import plan_parameters
 from llmpy.tokenization.base import NAMES as TOKENIZER_NAMES
 from llmpy.tokenization.base import Tokenizer
-from llmpy.tokenization.training import is_trained
 from llmpy.training.config import TrainConfig
+from llmpy.training.dataset import TokenData, open_data, validation_loader
+from llmpy.training.lr_schedule import default_learning_rate
 
-# Narrower models take larger steps: 6e-4 at 768 channels, as llm.c trains GPT-2 124M, and 2.5e-3 at 128.
-LR, LR_CHANNELS, LR_POWER = 6e-4, 768, 0.8
 PADDED = 1.05  # the largest part of a vocabulary that padding makes it: Qwen's and Phi's are padded by far less
-
-
-@dataclass
-class TokenData:
-    """Shards to train on and to validate on, and the vocabulary that they are in."""
-
-    train: list[Path]
-    val: list[Path]
-    tokenizer: Tokenizer | None
-    tokenizer_spec: str | None  # what --tokenizer says to get the same again
-    vocab_size: int
-    fingerprint: list[str]  # changes with the training data
 
 
 @dataclass
@@ -138,11 +119,6 @@ def _filled_in(config: TrainConfig, shape: ModelConfig, train: DataLoader, data:
 # ---- names and places ----------------------------------------------------------------------------------------------
 
 
-def default_learning_rate(channels: int) -> float:
-    """The highest learning rate for a width, where none is given, to two digits."""
-    return float(f"{LR * (LR_CHANNELS / channels) ** LR_POWER:.2g}")
-
-
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """Files and folders by their full names, so that the run goes on from anywhere; names of corpora stay names."""
 
@@ -159,92 +135,6 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         tokenizer=absolute(config.tokenizer),
         init=absolute(config.init),
     )
-
-
-# ---- data ----------------------------------------------------------------------------------------------------------
-
-
-def open_data(config: TrainConfig, initial: LoadedModel | None = None) -> TokenData:
-    """Shards as they are, text made into shards; in the tokens of `initial`, a model to start from, if there is one."""
-    if (files := _shards(config.data, "train")) is not None:
-        if config.val_fraction is not None:
-            raise UserError(f"--val-fraction: {config.data} holds tokens already, and has been split: leave it out")
-        data = _of_shards(config, files, initial)
-    else:
-        data = _of_text(config, initial)
-    seals = check_seals(data.train)
-    check_seals(data.val)
-    data.fingerprint = [seal or str(shard_info(path).tokens) for path, seal in zip(data.train, seals, strict=True)]
-    return data
-
-
-def _shards(source: str, split: str) -> list[Path] | None:
-    """The shards that `source` names, of a folder those of the split; None where it names something else."""
-    path = Path(source)
-    if path.is_dir():
-        shards = sorted(file for file in path.glob("*.bin") if is_shard(file))
-        named = [file for file in shards if re.search(rf"_{split}(_\d+)?\.bin$", file.name)]
-        return named or shards or None
-    return shard_files(source) if path.suffix == ".bin" else None
-
-
-def _of_shards(config: TrainConfig, train: list[Path], initial: LoadedModel | None) -> TokenData:
-    spec = config.tokenizer
-    if spec is not None and is_trained(spec):
-        raise UserError(f"--tokenizer {spec}: {config.data} holds tokens already, and none can be trained on them")
-    if spec is None and (beside := train[0].parent / TOKENIZER).exists():
-        spec = str(beside)
-    if spec is None and initial is not None and initial.tokenizer_source is not None:
-        spec = str(initial.tokenizer_source)
-    if spec is None and dtype_for(GPT2_VOCAB_SIZE) == shard_info(train[0]).dtype:
-        spec = "gpt2"  # llm.c's shards come without a tokenizer
-    if spec is None:
-        raise UserError(f"{config.data} says nothing of its tokenizer: give --tokenizer")
-    try:
-        tokenizer = open_tokenizer(spec)
-    except UserError:
-        if spec != "gpt2":
-            raise
-        tokenizer = None  # without a network tokens can be learned, though not shown
-    vocab_size = tokenizer.vocab_size if tokenizer else GPT2_VOCAB_SIZE
-    val: list[Path] = []
-    if config.val_data is not None:
-        val = _validation_files(config.val_data, spec)
-    elif Path(config.data).is_dir():
-        val = [file for file in _shards(config.data, "val") or [] if file not in train]
-    return TokenData(train, val, tokenizer, spec, vocab_size, [])
-
-
-def _of_text(config: TrainConfig, initial: LoadedModel | None) -> TokenData:
-    """A text without one to validate on gives a part of itself; with one, it is trained on as a whole."""
-    spec = config.tokenizer
-    if spec is None and initial is not None:
-        if initial.tokenizer_source is None:
-            raise UserError(f"{config.init} has no tokenizer beside it: give --tokenizer, the one it was made with")
-        spec = str(initial.tokenizer_source)
-    if spec is None:
-        kind = "sentencepiece" if is_llama(config.model) else "bpe"
-        spec = f"{kind}:{config.vocab_size or DEFAULT_VOCABULARY}"
-    data = prepare(config.data, spec, val_fraction=config.val_fraction)
-    train, val = shard_files(data.train), shard_files(data.val)
-    if config.val_data is not None:
-        train, val = train + val, _validation_files(config.val_data, str(data.tokenizer))
-    return TokenData(train, val, Tokenizer.load(data.tokenizer), spec, data.vocab_size, [])
-
-
-def _validation_files(source: str, tokenizer: str) -> list[Path]:
-    """All the shards of --val-data, in the tokens of the training data."""
-    if (files := _shards(source, "val")) is not None:
-        return files
-    data = prepare(source, tokenizer)
-    return shard_files(data.train) + shard_files(data.val)
-
-
-def validation_loader(files: Sequence[Path], B: int, T: int, vocab_size: int) -> DataLoader | None:
-    """Of at most B sequences at a time, fewer where the files have no more; None where they have not even one."""
-    most = max((shard_info(path).tokens for path in files), default=0)
-    fit = min(B, (most - 1) // T)
-    return DataLoader(files, fit, T, shuffle=False, vocab_size=vocab_size) if fit > 0 else None
 
 
 # ---- the model -----------------------------------------------------------------------------------------------------

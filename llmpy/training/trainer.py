@@ -24,9 +24,13 @@ from llmpy.errors import UserError
 from llmpy.inference.engine import Engine
 from llmpy.models.config import SHAPE
 from llmpy.training import checkpoint
-from llmpy.training.config import TrainConfig, as_settings, flag, from_settings, merged, read_toml, to_toml, with_init
-from llmpy.training.console import OutlierDetector, RunLog, Screen, Throughput, cut_logs, flops_per_token, step_line
-from llmpy.training.optimizer import AdamW, clip_scale, learning_rate
+from llmpy.training.config import TrainConfig, as_settings, flag, from_settings, merged, with_init
+from llmpy.training.config_file import read_toml, to_toml
+from llmpy.training.console import Screen
+from llmpy.training.lr_schedule import learning_rate
+from llmpy.training.metrics import OutlierDetector, Throughput, flops_per_token
+from llmpy.training.optimizer import AdamW, clip_scale
+from llmpy.training.run_log import RunLog, cut_logs, step_line
 from llmpy.training.setup import assemble, with_absolute_paths
 from llmpy.utils.progress_bar import amount
 from llmpy.utils.rng import hash64

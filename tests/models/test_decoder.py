@@ -11,7 +11,7 @@ from llmpy.models import new_decoder, new_model
 from llmpy.models.config import GPT2Config, LlamaConfig
 from llmpy.models.decoder import MOST_POSITIONS
 from llmpy.models.inference_weights import StoredWeights
-from llmpy.utils import memory
+from llmpy.utils import system_memory
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import one
 
@@ -141,7 +141,7 @@ def test_what_cannot_be_had_is_said(make, monkeypatch):
             make(LLAMA, context=context)
     decoder = make(LLAMA, 3)
     precision = "float32" if decoder.numbers is np.float32 else "bfloat16"
-    monkeypatch.setattr(memory, "available_memory", lambda: memory.RESERVE + decoder.memory.bytes - 1)
+    monkeypatch.setattr(system_memory, "available_memory", lambda: system_memory.RESERVE + decoder.memory.bytes - 1)
     with pytest.raises(UserError, match=r"GB are free: the cache holds 40 tokens of 3 texts.*--context"):
         new_decoder(decoder.weights, "reference", 3, None, precision)
     assert new_decoder(decoder.weights, "reference", 3, 39, precision).config.context == 39

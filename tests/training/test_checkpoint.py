@@ -16,7 +16,8 @@ from llmpy.formats.huggingface import folder as huggingface
 from llmpy.models.config import GPT2Config
 from llmpy.models.gpt2 import GPT2
 from llmpy.training import checkpoint
-from llmpy.training.config import TrainConfig, to_toml
+from llmpy.training.config import TrainConfig
+from llmpy.training.config_file import to_toml
 from llmpy.utils import atomic_files
 from tests.tiny_runs import files_of
 
