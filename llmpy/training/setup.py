@@ -5,9 +5,11 @@ from __future__ import annotations
 import bisect
 import glob
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from llmpy import kernels
 from llmpy.data.corpora import NAMES
@@ -18,16 +20,23 @@ from llmpy.formats.huggingface import folder as huggingface
 from llmpy.formats.load import LoadedModel, load_model
 from llmpy.formats.tensor_map import in_memory_interleaved, parts
 from llmpy.models import Model, new_model, plan_training
-from llmpy.models.config import LlamaConfig, ModelConfig, shape_of
+from llmpy.models.config import SHAPE, LlamaConfig, ModelConfig, shape_of
 from llmpy.models.precision import resolve
 from llmpy.models.transformer import plan_parameters
 from llmpy.tokenization.base import NAMES as TOKENIZER_NAMES
 from llmpy.tokenization.base import Tokenizer
-from llmpy.training.config import TrainConfig
+from llmpy.training import checkpoint
+from llmpy.training.config import TrainConfig, as_settings, flag, from_settings, merged, with_init
+from llmpy.training.config_file import read_toml
 from llmpy.training.dataset import TokenData, open_data, validation_loader
 from llmpy.training.lr_schedule import default_learning_rate
 
 PADDED = 1.05  # the largest part of a vocabulary that padding makes it: Qwen's and Phi's are padded by far less
+
+
+# Settings that a resumed run must keep: a change of one of them makes another run.
+FIXED = ("data", "val_fraction", "tokenizer", "model", "init", *SHAPE, "vocab_size", "batch_size", "sequence_length",
+         "batches", "total_batch_tokens", "overfit", "seed", "precision", "stochastic_rounding")  # fmt: skip
 
 
 @dataclass
@@ -117,6 +126,27 @@ def _filled_in(config: TrainConfig, shape: ModelConfig, train: DataLoader, data:
 
 
 # ---- names and places ----------------------------------------------------------------------------------------------
+
+
+def resumed_config(out: Path, changes: Mapping[str, Any]) -> TrainConfig:
+    """Returns the config of the run in `out` with `changes`; raises UserError for a change that makes another run."""
+    path = out / checkpoint.CONFIG
+    saved = from_settings(read_toml(path, sealed=True), str(path))
+    given = with_init(changes)
+    if given.get("precision") == "auto":  # whatever it was
+        del given["precision"]
+    wanted = with_absolute_paths(from_settings(merged(as_settings(saved), given)))
+    for name in FIXED:
+        before, now = getattr(saved, name), getattr(wanted, name)
+        if name in given and now != before:
+            words = f"without {flag(name)}" if before is None else f"with {flag(name)} {before}"
+            raise UserError(
+                f"the run in {out} was started {words}, and {flag(name)} {now} would make it another: leave it out"
+            )
+    kept = as_settings(saved) | {name: value for name, value in as_settings(wanted).items() if name not in FIXED}
+    if os.path.isabs(kept["tokenizer"] or "") and (own := out / checkpoint.TOKENIZER).exists():
+        kept["tokenizer"] = os.path.abspath(own)  # the file it was may have gone
+    return from_settings(kept)
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:

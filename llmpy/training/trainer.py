@@ -22,23 +22,19 @@ import numpy as np
 from llmpy import kernels
 from llmpy.errors import UserError
 from llmpy.inference.engine import Engine
-from llmpy.models.config import SHAPE
 from llmpy.training import checkpoint
-from llmpy.training.config import TrainConfig, as_settings, flag, from_settings, merged, with_init
-from llmpy.training.config_file import read_toml, to_toml
+from llmpy.training.config import TrainConfig
+from llmpy.training.config_file import to_toml
 from llmpy.training.console import Screen
 from llmpy.training.lr_schedule import learning_rate
 from llmpy.training.metrics import OutlierDetector, Throughput, flops_per_token
 from llmpy.training.optimizer import AdamW, clip_scale
 from llmpy.training.run_log import RunLog, cut_logs, step_line
-from llmpy.training.setup import assemble, with_absolute_paths
+from llmpy.training.setup import assemble, resumed_config
 from llmpy.utils.progress_bar import amount
 from llmpy.utils.rng import hash64
 
 SAMPLE_TEMPERATURE = 0.75
-# What a run that goes on must share with the one that stopped: another value would be another run.
-FIXED = ("data", "val_fraction", "tokenizer", "model", "init", *SHAPE, "vocab_size", "batch_size", "sequence_length",
-         "batches", "total_batch_tokens", "overfit", "seed", "precision", "stochastic_rounding")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,84 +55,13 @@ class Trainer:
     Raises UserError for whatever does not fit, before anything is written.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        out: str | Path | None = None,
-        *,
-        overwrite: bool = False,
-        stop_after: int | None = None,
-        quiet: bool = False,
-        _resume: bool = False,
-    ) -> None:
-        self.out = Path(out) if out is not None else None
-        self.stop_after = stop_after
-        newest = state = None
-        if self.out is not None and _resume and (newest := checkpoint.newest_step(self.out)) is not None:
-            state = checkpoint.verify(newest)
-        elif self.out is not None and not _resume:
-            checkpoint.check_free(self.out, overwrite)
-
-        parts = assemble(config, newest)
-        self.config, self.model, self.tokenizer = parts.config, parts.model, parts.tokenizer
-        self.train_data, self.val_data, self._fingerprint = parts.train, parts.val, parts.fingerprint
-        self.optimizer = AdamW.of(self.model, self.config.beta1, self.config.beta2, self.config.weight_decay)
-        self._peak_flops = kernels.peak_flops(self.config.backend, self.config.precision)
-        self.engine = self._take_engine()
-
-        self.step = 0  # steps done
-        self.seconds = 0.0  # spent in them
-        self.train_loss: float | None = None
-        self.val_loss: float | None = None
-        self.evaluated = False  # has been done what is due before the next step: validation, a sample
-        self.loss_outliers, self.norm_outliers = OutlierDetector(), OutlierDetector()
-        self.throughput = Throughput()
-        self._batch: tuple[np.ndarray, np.ndarray] | None = None
-        if newest is not None and state is not None:
-            self._restore(newest, state)
-        if self.out is not None:
-            checkpoint.check_space(self.out, self.model)
-            if _resume:
-                checkpoint.reopen_run(self.out, to_toml(self.config))
-                cut_logs(self.out, self.step, self.evaluated)
-            else:
-                tokenizer = self.tokenizer.to_json() if self.tokenizer else None
-                checkpoint.start_run(self.out, to_toml(self.config), tokenizer, overwrite, parts.chat_template)
-        self.screen = Screen(self.config.steps, self.config.log_every, quiet)
-        self.log = RunLog(None)
-
-    @classmethod
-    def resume(
-        cls,
-        out: str | Path,
-        changes: Mapping[str, Any] | None = None,
-        *,
-        stop_after: int | None = None,
-        quiet: bool = False,
-    ) -> Trainer:
-        """The run in `out`, at its newest checkpoint (at its beginning where it has none), with some settings changed.
-
-        Raises UserError where there is no run, a file of it is damaged, or a change would make it another run.
-        """
-        path = Path(out) / checkpoint.CONFIG
-        saved = from_settings(read_toml(path, sealed=True), str(path))
-        given = with_init(changes or {})
-        if given.get("precision") == "auto":  # whatever it was
-            del given["precision"]
-        wanted = with_absolute_paths(from_settings(merged(as_settings(saved), given)))
-        for name in FIXED:
-            before, now = getattr(saved, name), getattr(wanted, name)
-            if name in given and now != before:
-                words = f"without {flag(name)}" if before is None else f"with {flag(name)} {before}"
-                raise UserError(
-                    f"the run in {out} was started {words}, and {flag(name)} {now} would make it another: leave it out"
-                )
-        kept = as_settings(saved) | {name: value for name, value in as_settings(wanted).items() if name not in FIXED}
-        if os.path.isabs(kept["tokenizer"] or "") and (own := Path(out) / checkpoint.TOKENIZER).exists():
-            kept["tokenizer"] = os.path.abspath(own)  # the file it was may have gone
-        return cls(from_settings(kept), out, stop_after=stop_after, quiet=quiet, _resume=True)
-
-    # ---- the loop --------------------------------------------------------------------------------------------------
+    step: int  # steps done
+    seconds: float  # spent in these steps
+    train_loss: float | None
+    val_loss: float | None
+    evaluated: bool  # whether the validation and the sample that are due before the next step are done
+    log: RunLog
+    _batch: tuple[np.ndarray, np.ndarray] | None
 
     def train(self) -> Result:
         """Trains until the last step, or `stop_after`, or a signal; the state is saved then. May be called again."""
@@ -236,7 +161,7 @@ class Trainer:
         checkpoint.prune(self.out, self.config.keep, self.config.major_every)
         return path
 
-    # ---- its parts -------------------------------------------------------------------------------------------------
+    # ---- parts of a step ---------------------------------------------------------------------------------------------
 
     def _is_due(self, every: int | None) -> bool:
         """Is this one of the every-th steps (0 and None: never), the first left out?"""
@@ -300,6 +225,68 @@ class Trainer:
         raise UserError(
             f"the {what} became {value} at step {self.step + 1}: {way}; lower --lr (it is {self.config.lr:g})"
         )
+
+    # ---- start and resume --------------------------------------------------------------------------------------------
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: str | Path | None = None,
+        *,
+        overwrite: bool = False,
+        stop_after: int | None = None,
+        quiet: bool = False,
+        _resume: bool = False,
+    ) -> None:
+        self.out = Path(out) if out is not None else None
+        self.stop_after = stop_after
+        newest = state = None
+        if self.out is not None and _resume and (newest := checkpoint.newest_step(self.out)) is not None:
+            state = checkpoint.verify(newest)
+        elif self.out is not None and not _resume:
+            checkpoint.check_free(self.out, overwrite)
+
+        parts = assemble(config, newest)
+        self.config, self.model, self.tokenizer = parts.config, parts.model, parts.tokenizer
+        self.train_data, self.val_data, self._fingerprint = parts.train, parts.val, parts.fingerprint
+        self.optimizer = AdamW.of(self.model, self.config.beta1, self.config.beta2, self.config.weight_decay)
+        self._peak_flops = kernels.peak_flops(self.config.backend, self.config.precision)
+        self.engine = self._take_engine()
+
+        self.step, self.seconds = 0, 0.0
+        self.train_loss = self.val_loss = None
+        self.evaluated = False
+        self.loss_outliers, self.norm_outliers = OutlierDetector(), OutlierDetector()
+        self.throughput = Throughput()
+        self._batch = None
+        if newest is not None and state is not None:
+            self._restore(newest, state)
+        if self.out is not None:
+            checkpoint.check_space(self.out, self.model)
+            if _resume:
+                checkpoint.reopen_run(self.out, to_toml(self.config))
+                cut_logs(self.out, self.step, self.evaluated)
+            else:
+                tokenizer = self.tokenizer.to_json() if self.tokenizer else None
+                checkpoint.start_run(self.out, to_toml(self.config), tokenizer, overwrite, parts.chat_template)
+        self.screen = Screen(self.config.steps, self.config.log_every, quiet)
+        self.log = RunLog(None)
+
+    @classmethod
+    def resume(
+        cls,
+        out: str | Path,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        stop_after: int | None = None,
+        quiet: bool = False,
+    ) -> Trainer:
+        """The run in `out`, at its newest checkpoint (at its beginning where it has none), with some settings changed.
+
+        Raises UserError where there is no run, a file of it is damaged, or a change would make it another run.
+        """
+        config = resumed_config(Path(out), changes or {})
+        return cls(config, out, stop_after=stop_after, quiet=quiet, _resume=True)
 
     def _take_engine(self) -> Engine | None:
         """What writes samples; it takes its memory now, so that what training needs stays the same."""
