@@ -22,18 +22,18 @@ from llmpy.training.config import TrainConfig
 
 @dataclass
 class TokenData:
-    """Shards to train on and to validate on, and the vocabulary that they are in."""
+    """Training shards, validation shards, and the vocabulary of their tokens."""
 
     train: list[Path]
     val: list[Path]
     tokenizer: Tokenizer | None
-    tokenizer_spec: str | None  # what --tokenizer says to get the same again
+    tokenizer_spec: str | None  # the value of --tokenizer that opens the same tokenizer
     vocab_size: int
     fingerprint: list[str]  # changes with the training data
 
 
 def open_data(config: TrainConfig, initial: LoadedModel | None = None) -> TokenData:
-    """Shards as they are, text made into shards; in the tokens of `initial`, a model to start from, if there is one."""
+    """Opens token shards, or tokenizes a text into shards; `initial` (a model to start from) brings its tokenizer."""
     if (files := _shards(config.data, "train")) is not None:
         if config.val_fraction is not None:
             raise UserError(f"--val-fraction: {config.data} holds tokens already, and has been split: leave it out")
@@ -47,7 +47,7 @@ def open_data(config: TrainConfig, initial: LoadedModel | None = None) -> TokenD
 
 
 def _shards(source: str, split: str) -> list[Path] | None:
-    """The shards that `source` names, of a folder those of the split; None where it names something else."""
+    """Returns the shards that `source` names (in a folder: those of the split), or None if `source` names no shards."""
     path = Path(source)
     if path.is_dir():
         shards = sorted(file for file in path.glob("*.bin") if is_shard(file))
@@ -65,7 +65,7 @@ def _of_shards(config: TrainConfig, train: list[Path], initial: LoadedModel | No
     if spec is None and initial is not None and initial.tokenizer_source is not None:
         spec = str(initial.tokenizer_source)
     if spec is None and dtype_for(GPT2_VOCAB_SIZE) == shard_info(train[0]).dtype:
-        spec = "gpt2"  # llm.c's shards come without a tokenizer
+        spec = "gpt2"  # llm.c's shards have no tokenizer file
     if spec is None:
         raise UserError(f"{config.data} says nothing of its tokenizer: give --tokenizer")
     try:
@@ -73,7 +73,7 @@ def _of_shards(config: TrainConfig, train: list[Path], initial: LoadedModel | No
     except UserError:
         if spec != "gpt2":
             raise
-        tokenizer = None  # without a network tokens can be learned, though not shown
+        tokenizer = None  # without a network the run trains, but cannot decode its samples
     vocab_size = tokenizer.vocab_size if tokenizer else GPT2_VOCAB_SIZE
     val: list[Path] = []
     if config.val_data is not None:
@@ -84,7 +84,7 @@ def _of_shards(config: TrainConfig, train: list[Path], initial: LoadedModel | No
 
 
 def _of_text(config: TrainConfig, initial: LoadedModel | None) -> TokenData:
-    """A text without one to validate on gives a part of itself; with one, it is trained on as a whole."""
+    """Tokenizes a text; without --val-data a part of the text is held out for validation."""
     spec = config.tokenizer
     if spec is None and initial is not None:
         if initial.tokenizer_source is None:
@@ -101,7 +101,7 @@ def _of_text(config: TrainConfig, initial: LoadedModel | None) -> TokenData:
 
 
 def _validation_files(source: str, tokenizer: str) -> list[Path]:
-    """All the shards of --val-data, in the tokens of the training data."""
+    """Returns all shards of --val-data, tokenized like the training data."""
     if (files := _shards(source, "val")) is not None:
         return files
     data = prepare(source, tokenizer)
@@ -109,7 +109,7 @@ def _validation_files(source: str, tokenizer: str) -> list[Path]:
 
 
 def validation_loader(files: Sequence[Path], B: int, T: int, vocab_size: int) -> DataLoader | None:
-    """Of at most B sequences at a time, fewer where the files have no more; None where they have not even one."""
+    """Returns a loader of at most B sequences per batch, fewer for short files; None if no file has one sequence."""
     most = max((shard_info(path).tokens for path in files), default=0)
     fit = min(B, (most - 1) // T)
     return DataLoader(files, fit, T, shuffle=False, vocab_size=vocab_size) if fit > 0 else None

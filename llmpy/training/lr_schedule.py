@@ -12,17 +12,18 @@ FLAT_PART = 0.8  # fraction of the steps after which the wsd schedule (warmup, s
 
 
 def default_learning_rate(channels: int) -> float:
-    """The highest learning rate for a width, where none is given, to two digits."""
+    """Returns the default highest learning rate for a model of C = `channels`, rounded to two digits."""
     return float(f"{LR * (LR_CHANNELS / channels) ** LR_POWER:.2g}")
 
 
 def learning_rate(
     step: int, steps: int, highest: float, schedule: str = "cosine", warmup: int = 0, final_fraction: float = 0.0
 ) -> float:
-    """The learning rate of a step, which counts from 0 to steps - 1.
+    """Returns the learning rate of `step`, which counts from 0 to steps - 1.
 
-    It goes up over `warmup` steps (but for the constant schedule), then down to highest * final_fraction: along half a
-    cosine, along a line, or not at all until 0.8 of the steps are done and then as 1 - sqrt (wsd, Hägele et al. 2024).
+    The rate rises over `warmup` steps (except in the constant schedule). Then it falls to highest * final_fraction:
+    along half a cosine (cosine), along a line (linear), or, after a flat part of 0.8 of the steps, as 1 - sqrt (wsd,
+    Hägele et al. 2024).
     """
     if schedule == "constant":
         return highest
@@ -42,5 +43,5 @@ def learning_rate(
 
 
 def _progress(step: int, start: int, stop: int) -> float:
-    """How far `step` is from `start` to `stop`, 0 to 1."""
+    """Returns the progress of `step` between `start` and `stop`, 0 to 1."""
     return min((step - start) / max(stop - start, 1), 1.0)

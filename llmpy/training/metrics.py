@@ -11,13 +11,13 @@ WINDOW = 128  # number of values in the window of a z-score
 
 
 class OutlierDetector:
-    """How far a value is from the last 128: its z-score, in standard deviations. NaN until there are as many."""
+    """Z-scores of a value in a window of the last 128 values; NaN until the window is full."""
 
     def __init__(self) -> None:
         self.window: list[float] = []
 
     def update(self, value: float) -> float:
-        """Takes a value in and returns its z-score, by the mean and variance of a window that includes it."""
+        """Adds a value to the window and returns the z-score of the value; the window includes the value."""
         if len(self.window) < WINDOW:
             self.window.append(value)
             return math.nan
@@ -28,7 +28,7 @@ class OutlierDetector:
 
 
 class Throughput:
-    """Tokens a second: an exponential mean, corrected for its start at zero. The first step, a warm-up, is left out."""
+    """Tokens per second: an exponential moving average with bias correction, without the first step (warm-up)."""
 
     DECAY = 0.95
 
@@ -45,8 +45,8 @@ class Throughput:
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
-    """Floating-point operations to train on one token: 6 for each parameter, and attention's (PaLM, appendix B, halved:
-    it is causal). An embedding that is not the head's too is looked up, not multiplied with."""
+    """Returns the FLOPs of one token's training: 6 per parameter, plus causal attention (PaLM, appendix B, halved).
+    An embedding that is not tied to the head is a lookup and costs none."""
     parameters = total_size(parameter_table(config))
     if isinstance(config, LlamaConfig) and not config.tied:
         parameters -= config.vocab_size * config.channels

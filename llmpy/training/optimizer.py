@@ -15,7 +15,7 @@ EPS = 1e-8
 
 
 class Trainable(Protocol):
-    """What the optimizer needs of a model; `arrays` has its moments, m and v."""
+    """The part of a model that the optimizer needs; `arrays` holds the moments m and v."""
 
     @property
     def kernels(self) -> ModuleType: ...
@@ -32,9 +32,9 @@ class Trainable(Protocol):
 class AdamW:
     """AdamW (Loshchilov, Hutter 2017): m and v are running means of the gradient and its square, a step m / sqrt(v).
 
-    Weight decay pulls the matrices alone towards 0; biases and norms go without, as the table of parameters says.
-    m and v are flat, of the size of the parameters, and zero before the first step. `weights`, the bfloat16 copy of a
-    run in bfloat16, is made anew at each step.
+    Weight decay applies to the matrices only, not to biases and norms, as the table of parameters says.
+    m and v are flat arrays of the size of the parameters, and zero before the first step. Each step packs `weights`,
+    the bfloat16 copy of a bfloat16 run, from the new parameters.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class AdamW:
     ) -> None:
         self.kernels, self.parameters, self.gradients, self.m, self.v = kernels, parameters, gradients, m, v
         self.beta1, self.beta2, self.weight_decay, self.weights = beta1, beta2, weight_decay, weights
-        # Neighbours in the buffer that are treated alike are updated in one go; what has a copy, matrix by matrix.
+        # Neighbours in the buffer with the same decay are one call; a matrix with a bfloat16 copy is a call of its own.
         self.groups: list[tuple[slice, bool]] = []
         copied = weights is not None
         for (decay, alone), specs in groupby(parameters.table, key=lambda spec: (spec.decay, spec.product and copied)):
@@ -61,17 +61,17 @@ class AdamW:
 
     @classmethod
     def of(cls, model: Trainable, beta1: float = 0.9, beta2: float = 0.95, weight_decay: float = 0.1) -> AdamW:
-        """The optimizer of a model, over its own memory."""
+        """Returns the optimizer of a model, over the arrays of the model."""
         m, v, weights = model.arrays["m"], model.arrays["v"], model.weights
         copy = weights if isinstance(weights, BFloat16Weights) else None
         return cls(model.kernels, model.parameters, model.gradients, m, v, beta1, beta2, weight_decay, copy)
 
     def gradient_norm(self) -> float:
-        """The L2 norm of all gradients together."""
+        """Returns the L2 norm of all gradients together."""
         return float(self.kernels.global_norm(self.gradients.flat))
 
     def update(self, step: int, lr: float, grad_scale: float = 1.0) -> None:
-        """One step; `step` counts from 1, gradients are multiplied by `grad_scale` (clipping)."""
+        """Updates the parameters; `step` counts from 1, and `grad_scale` scales the gradients (clipping)."""
         flat, adamw = (self.parameters.flat, self.gradients.flat, self.m, self.v), self.kernels.adamw
         for s, decay in self.groups:
             weight_decay = self.weight_decay if decay else 0.0
@@ -84,5 +84,5 @@ class AdamW:
 
 
 def clip_scale(norm: float, largest: float) -> float:
-    """What to multiply gradients of this norm with so that it is at most `largest` (0: no limit)."""
+    """Returns the factor that clips gradients of this norm to `largest` (0: no clipping)."""
     return largest / norm if largest > 0 and norm > largest else 1.0

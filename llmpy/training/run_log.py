@@ -60,7 +60,7 @@ class RunLog:
             return
         try:
             file.write(line + "\n")
-            file.flush()  # a run that is killed has said all it knew
+            file.flush()  # a killed run keeps every line of its log
         except OSError as error:
             raise cannot_write(Path(file.name), error) from error
 
@@ -77,9 +77,9 @@ class RunLog:
 
 
 def cut_logs(folder: Path, step: int, evaluated: bool) -> None:
-    """Takes out of both logs what a run that goes on from `step` will do again, and a line that was cut short.
+    """Removes from both logs the lines that a run resumed at `step` will write again, and an incomplete last line.
 
-    `evaluated`: what was to be done before training that step has been done.
+    `evaluated`: the validation and the sample before that step are done.
     """
 
     def is_kept(at: int, kind: str) -> bool:

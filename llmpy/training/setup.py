@@ -41,9 +41,9 @@ FIXED = ("data", "val_fraction", "tokenizer", "model", "init", *SHAPE, "vocab_si
 
 @dataclass
 class Assembly:
-    """`config` has every setting filled in; `val` is None where there is nothing to validate on.
+    """The parts of a run. `config` has a value for every setting; `val` is None without validation data.
 
-    `chat_template` is that of the model to start from.
+    `chat_template` comes from the model to start from.
     """
 
     config: TrainConfig
@@ -56,16 +56,16 @@ class Assembly:
 
 
 def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
-    """Reads, prepares and takes all that `config` asks for, the cheapest first. Raises UserError for what does not fit.
+    """Builds everything that `config` needs, the cheapest part first; raises UserError if parts are incompatible.
 
-    A run that goes on from a `checkpoint` has its shape from there, and its parameters are left to be read.
+    A resumed run takes its shape from `checkpoint`, and the caller reads the parameters.
     """
     config = with_absolute_paths(config)
     initial = None
     if checkpoint is None and config.init is not None:
         initial = load_model(config.init)
     elif checkpoint is None:
-        shape_of(config.model, **config.sizes)  # what cannot be is said before the data is read
+        shape_of(config.model, **config.sizes)  # an impossible shape is an error before the data is read
     data = open_data(config, initial)
     shape = huggingface.read_config(checkpoint) if checkpoint else _shape(config, data, initial)
     B, T = config.batch_size, config.sequence_length
@@ -100,14 +100,14 @@ def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
             for part in parts(shape):
                 part.fill(parameters, shape, part.of(initial.parameters), in_memory_interleaved(initial.config))
         model.pack_weights()
-    # What goes on from a model will be asked in the form that the model was taught.
+    # A model that is trained further keeps its chat template.
     template = template_of(initial.source, initial.tokenizer_source) if initial else None
     filled_in = _filled_in(config, shape, train, data)
     return Assembly(filled_in, model, train, val, data.tokenizer, data.fingerprint, template)
 
 
 def _filled_in(config: TrainConfig, shape: ModelConfig, train: DataLoader, data: TokenData) -> TrainConfig:
-    """The config with everything chosen that was left open."""
+    """Returns the config with a value for every setting that was None."""
     steps = config.steps if config.steps != -1 else train.batches_per_epoch // config.micro_steps
     if steps < 1:
         raise UserError(
@@ -133,7 +133,7 @@ def resumed_config(out: Path, changes: Mapping[str, Any]) -> TrainConfig:
     path = out / checkpoint.CONFIG
     saved = from_settings(read_toml(path, sealed=True), str(path))
     given = with_init(changes)
-    if given.get("precision") == "auto":  # whatever it was
+    if given.get("precision") == "auto":  # keep the saved precision
         del given["precision"]
     wanted = with_absolute_paths(from_settings(merged(as_settings(saved), given)))
     for name in FIXED:
@@ -145,12 +145,12 @@ def resumed_config(out: Path, changes: Mapping[str, Any]) -> TrainConfig:
             )
     kept = as_settings(saved) | {name: value for name, value in as_settings(wanted).items() if name not in FIXED}
     if os.path.isabs(kept["tokenizer"] or "") and (own := out / checkpoint.TOKENIZER).exists():
-        kept["tokenizer"] = os.path.abspath(own)  # the file it was may have gone
+        kept["tokenizer"] = os.path.abspath(own)  # the original file may no longer exist
     return from_settings(kept)
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Files and folders by their full names, so that the run goes on from anywhere; names of corpora stay names."""
+    """Returns the config with absolute paths, so that a run can resume from any folder; names of corpora stay names."""
 
     def absolute(value: str | None) -> str | None:
         if value is None or value in NAMES or value in TOKENIZER_NAMES:
@@ -188,12 +188,12 @@ def _shape(config: TrainConfig, data: TokenData, initial: LoadedModel | None) ->
 
 
 def _as_in_checkpoints(shape: ModelConfig) -> ModelConfig:
-    """A model in training keeps the channels that positions rotate in the order of its checkpoints, Hugging Face's."""
+    """Returns the shape with RoPE channels in Hugging Face's order, which the checkpoints have."""
     return replace(shape, rope_interleaved=False) if isinstance(shape, LlamaConfig) else shape
 
 
 def check_memory(shape: ModelConfig, config: TrainConfig) -> None:
-    """Raises UserError, before any is taken, where a run needs more memory than there is; says what would fit."""
+    """Raises UserError if a run needs more memory than is free, before it allocates; the message says what fits."""
     room = kernels.room(config.backend)
     if room is None:
         return

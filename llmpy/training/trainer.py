@@ -1,4 +1,4 @@
-"""The training loop: batches in, parameters out, and a folder from which it goes on, bit for bit, whenever it stopped.
+"""The training loop: forward and backward, AdamW, log, validation, samples, and checkpoints that resume bit for bit.
 
 trainer = Trainer(TrainConfig(data="my-book.txt", steps=500), "runs/my-book")
 trainer.train()
@@ -39,7 +39,7 @@ SAMPLE_TEMPERATURE = 0.75
 
 @dataclass(frozen=True)
 class Result:
-    """How a call of `train` ended: losses in nats (None: there was none), and why."""
+    """The result of `train`: losses in nats (None: not computed), and the reason of the end."""
 
     step: int
     train_loss: float | None
@@ -64,7 +64,7 @@ class Trainer:
     _batch: tuple[np.ndarray, np.ndarray] | None
 
     def train(self) -> Result:
-        """Trains until the last step, or `stop_after`, or a signal; the state is saved then. May be called again."""
+        """Trains until the last step, `stop_after`, or a signal, and saves a checkpoint. May be called again."""
         began_at = self.step
         with RunLog(self.out) as self.log:
             with self.screen, _Signals() as signals:
@@ -85,7 +85,7 @@ class Trainer:
         return Result(self.step, self.train_loss, self.val_loss, self.seconds, reason)
 
     def train_step(self) -> None:
-        """One step: the gradients of `micro_steps` batches added up, clipped, and AdamW. Raises UserError at NaN."""
+        """Trains a step: accumulates gradients of `micro_steps` batches, clips, updates. Raises UserError at NaN."""
         config, model, start = self.config, self.model, time.perf_counter()
         if config.overfit:
             self.train_data.reset()
@@ -95,7 +95,7 @@ class Trainer:
             key = hash64(config.seed, self.step, micro)
             losses.append(model.loss_and_gradients(x, y, config.micro_steps, micro > 0, key))
         norm = self.optimizer.gradient_norm()
-        loss = sum(float(loss) / config.micro_steps for loss in losses)  # of a device, here when the norm is
+        loss = sum(float(loss) / config.micro_steps for loss in losses)  # a GPU has finished: the norm is known
         self._refuse_nan("loss", loss)
         self._refuse_nan("norm of the gradient", norm)
 
@@ -105,7 +105,7 @@ class Trainer:
         if not skipped:
             self.optimizer.update(self.step + 1, lr, clip_scale(norm, config.clip))
         else:
-            model.pack_weights(self.step + 1)  # as a run resumed after this step will round them
+            model.pack_weights(self.step + 1)  # a resumed run rounds them the same way
         seconds = time.perf_counter() - start
         self._record(loss, loss_z, norm, norm_z, lr, skipped, seconds)
         self.train_loss, self.evaluated = loss, False
@@ -113,7 +113,7 @@ class Trainer:
         self.step += 1
 
     def validate(self) -> float | None:
-        """The mean loss over the validation batches, always the same ones; None where there are none."""
+        """Returns the mean loss of the validation batches (always the same), or None without validation data."""
         if self.val_data is None:
             return None
         B, T, few = self.config.batch_size, self.config.sequence_length, self.val_data.B
@@ -129,7 +129,7 @@ class Trainer:
         return total / batches
 
     def sample(self, step: int = 0) -> Iterator[str]:
-        """Text that the model writes now, in pieces as they are made; other words at another step."""
+        """Yields a sample of the model in pieces; the seed depends on `step`."""
         prompt = self.config.sample_prompt
         yield prompt
         if self.engine is not None:
@@ -141,7 +141,7 @@ class Trainer:
             )
 
     def save(self) -> Path | None:
-        """A checkpoint, if there is a folder and it has none of this step; then those go that need not be kept."""
+        """Saves a checkpoint unless this step has one, then removes old ones. Returns its path (None without `out`)."""
         if self.out is None:
             return None
         path = checkpoint.step_folder(self.out, self.step)
@@ -164,7 +164,7 @@ class Trainer:
     # ---- parts of a step ---------------------------------------------------------------------------------------------
 
     def _is_due(self, every: int | None) -> bool:
-        """Is this one of the every-th steps (0 and None: never), the first left out?"""
+        """Returns whether `step` is a positive multiple of `every` (0 and None: never)."""
         return every is not None and every > 0 and self.step > 0 and self.step % every == 0
 
     def _learning_rate(self) -> float:
@@ -174,7 +174,7 @@ class Trainer:
         return learning_rate(self.step, c.steps, c.lr, c.schedule, c.warmup, c.final_lr_fraction)
 
     def _evaluate(self, finished: bool) -> None:
-        """What is due before the next step."""
+        """Validates and samples if one is due before the next step."""
         every = self.config.eval_every
         if every and (self._is_due(every) or self.step == 0 or finished) and (loss := self.validate()) is not None:
             self._refuse_nan("validation loss", loss)
@@ -289,7 +289,7 @@ class Trainer:
         return cls(config, out, stop_after=stop_after, quiet=quiet, _resume=True)
 
     def _take_engine(self) -> Engine | None:
-        """What writes samples; it takes its memory now, so that what training needs stays the same."""
+        """Returns the engine that writes samples; allocates now, so that memory stays constant during training."""
         if self.config.sample_every == 0 or self.tokenizer is None:
             return None
         engine = Engine(self.model, self.config.backend, self.tokenizer)
@@ -297,7 +297,7 @@ class Trainer:
         return engine
 
     def _restore(self, newest: Path, state: dict[str, Any]) -> None:
-        """Everything as it was when the checkpoint was saved."""
+        """Restores model, data position and records from a checkpoint."""
         if state["data"] != self._fingerprint:
             raise UserError(
                 f"{self.config.data} is not what the run in {self.out} began with: restore it, or start another run"
@@ -314,7 +314,7 @@ class Trainer:
         self.loss_outliers.window, self.norm_outliers.window = state["outliers"]["loss"], state["outliers"]["norm"]
 
     def describe(self) -> str:
-        """What is trained on what, in a few lines."""
+        """Returns a few lines about the data, the model, and the training."""
         c, shape = self.config, self.model.config
         val = f", {self.val_data.tokens:,} to validate on" if self.val_data else ", none to validate on"
         name = f" ({self.tokenizer.name})" if self.tokenizer else "; GPT-2's vocabulary cannot be had now: no samples"
@@ -335,7 +335,7 @@ class Trainer:
 
 
 class _Signals:
-    """Notes Ctrl-C and SIGTERM, so that a step is finished and saved; the second one stops at once."""
+    """Records Ctrl-C and SIGTERM, so that the step is finished and saved; the second signal stops at once."""
 
     NAMES = ("SIGINT", "SIGTERM")
 

@@ -52,7 +52,7 @@ class MemoryPlan:
         return sum(entry.padded_bytes for entry in self.entries)
 
     def layout(self, alignment: int = ALIGNMENT) -> tuple[list[int], int]:
-        """Where each array begins when they lie one after the other, aligned, and the bytes of them all."""
+        """Returns the aligned offset of each array in one buffer, and the bytes of the buffer."""
         offsets, end = [], 0
         for entry in self.entries:
             offsets.append(end)
@@ -60,7 +60,7 @@ class MemoryPlan:
         return offsets, end
 
     def report(self) -> str:
-        """One line a group, in MB, for a person."""
+        """Returns a line with the MB of each group."""
         groups: dict[str, int] = {}
         for entry in self.entries:
             groups[entry.group] = groups.get(entry.group, 0) + entry.padded_bytes
@@ -68,8 +68,8 @@ class MemoryPlan:
         return f"memory: {self.bytes / 1e6:,.0f} MB ({parts})"
 
     def take(self, advice: str = TRAINING_ADVICE) -> dict[str, np.ndarray]:
-        """All arrays, zeroed. Raises UserError, before anything is taken, where the machine has less memory; `advice`
-        says how to need less."""
+        """Allocates all arrays, zeroed. Raises UserError before it allocates if the machine has too little memory;
+        `advice` says how to need less."""
         free = system_memory.room()
         if free is not None and self.bytes > free:
             raise UserError(

@@ -10,13 +10,13 @@ RESERVE = 256 * 2**20  # bytes left to the interpreter, the compiler and the res
 
 
 def room() -> int | None:
-    """Bytes that a plan may have: what is available, less what the rest of the system needs; None as there."""
+    """Returns the headroom of a memory plan: available bytes minus RESERVE; None if the system does not say."""
     available = available_memory()
     return None if available is None else max(0, available - RESERVE)
 
 
 def available_memory() -> int | None:
-    """Bytes that can be taken without swapping, or None where the system does not say."""
+    """Returns the bytes that can be allocated without swapping, or None if the system does not say."""
     limit = _cgroup_headroom()
     try:
         with open("/proc/meminfo") as lines:
@@ -30,7 +30,7 @@ def available_memory() -> int | None:
 
 
 def _cgroup_headroom() -> int | None:
-    """What a container's limit leaves (cgroup v2), or None where there is no limit."""
+    """Returns the bytes that the container's limit leaves (cgroup v2), or None without a limit."""
     try:
         with open("/sys/fs/cgroup/memory.max") as maximum, open("/sys/fs/cgroup/memory.current") as current:
             return int(maximum.read()) - int(current.read())
@@ -39,7 +39,7 @@ def _cgroup_headroom() -> int | None:
 
 
 def physical_memory() -> int | None:
-    """Bytes of memory that this process could have, whoever has them now; None where the system does not say."""
+    """Returns the total bytes that this process could have, free or not; None if the system does not say."""
     try:
         whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
@@ -51,7 +51,7 @@ def physical_memory() -> int | None:
 
 
 def peak_memory() -> int:
-    """The most memory this process has held so far, in bytes (0 where the system does not say)."""
+    """Returns the peak memory of this process so far, in bytes (0 if the system does not say)."""
     try:
         import resource
     except ImportError:
