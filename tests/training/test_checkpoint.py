@@ -158,7 +158,8 @@ def test_a_file_that_must_not_grow_larger_is_as_a_full_disk(run):
     script = f"""
 import resource, signal, sys
 from pathlib import Path
-from llmpy import UserError, checkpoint
+from llmpy import UserError
+from llmpy.training import checkpoint
 from tests.training.test_checkpoint import STATE, make_model
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
