@@ -19,7 +19,7 @@ from llmpy.kernels.cuda.runtime.array import DeviceArray, empty
 from llmpy.models.config import ModelConfig
 from llmpy.models.registry import config_from_dict, new_model
 from llmpy.models.transformer import Model
-from llmpy.training.console import flops_per_token
+from llmpy.training.metrics import flops_per_token
 from llmpy.training.optimizer import AdamW
 
 LR, CLIP = 1e-4, 1.0

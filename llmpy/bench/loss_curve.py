@@ -16,7 +16,8 @@ import numpy as np
 from llmpy.models.config import ModelConfig
 from llmpy.models.registry import new_model
 from llmpy.models.transformer import Model
-from llmpy.training.optimizer import AdamW, clip_scale, learning_rate
+from llmpy.training.lr_schedule import learning_rate
+from llmpy.training.optimizer import AdamW, clip_scale
 from llmpy.utils.progress_bar import Bar
 
 

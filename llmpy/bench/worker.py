@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmpy.errors import UserError
-from llmpy.utils.memory import peak_memory
+from llmpy.utils.system_memory import peak_memory
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The flags that say what computes, for the commands that run a model."""
+"""Flags that choose the device and the threads, for the commands that run a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def start(args: argparse.Namespace, precision: str = "float32") -> str:
-    """Make the kernels of a precision ready -> the backend's name. Raises UserError for one that there is not."""
+    """Starts the kernels of a precision and returns the backend's name; raises UserError for a missing backend."""
     from llmpy import kernels
 
     backend = name(args)
@@ -28,7 +28,7 @@ def start(args: argparse.Namespace, precision: str = "float32") -> str:
 
 
 def name(args: argparse.Namespace) -> str:
-    """Of the backend that --device asks for."""
+    """Returns the name of the backend that --device chooses."""
     from llmpy import kernels
 
     return kernels.backend_of(args.device)

@@ -113,7 +113,7 @@ def start(args: argparse.Namespace) -> tuple[LoadedModel, Engine]:
 
 def _trained_in(run: Path) -> str:
     """The precision of a run folder's training, whose kernels are compiled already; of any other model, as stored."""
-    from llmpy.training.config import read_toml
+    from llmpy.training.config_file import read_toml
 
     if (run / "config.toml").is_file():
         try:

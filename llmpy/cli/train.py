@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmpy.cli.generation import with_utf8_stdout
 from llmpy.errors import UserError
-from llmpy.training.config import TrainConfig, flag, from_settings, merged, read_toml, setting_types
+from llmpy.training.config import TrainConfig, flag, from_settings, merged, setting_types
+from llmpy.training.config_file import read_toml
 
 if TYPE_CHECKING:
     from llmpy.training.trainer import Result, Trainer
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_setting(group: Any, name: str, default: Any, about: dict[str, Any]) -> None:
-    """The flag of a setting; None where it is not given, so that a file or a run can say it."""
+    """Adds the flag of a setting; the default None lets a file or a run give the value."""
     kind, _ = setting_types()[name]
     text = about["help"].replace("%", "%%")
     if kind is bool:
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     if args.stop_after is not None and args.stop_after < 1:
         raise UserError(f"--stop-after must be at least 1, not {args.stop_after}")
     if args.resume and args.overwrite:
-        raise UserError("--resume goes on with a run and --overwrite removes it: give one of them")
+        raise UserError("--resume continues a run and --overwrite removes it: give one of them")
     with_utf8_stdout()
     trainer, out = _make_trainer(args, given)
     print(trainer.describe(), file=sys.stderr)
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _make_trainer(args: argparse.Namespace, given: dict[str, Any]) -> tuple[Trainer, Path]:
-    """A run that begins, or one that goes on, and its folder."""
+    """Returns a new or resumed run, and its folder."""
     settings = merged(read_toml(Path(args.config)), given) if args.config else given
     out = Path(args.out).expanduser() if args.out else default_out(settings.get("data"))
 
@@ -157,7 +158,7 @@ def default_out(data: str | None) -> Path:
 
 
 def _report(trainer: Trainer, result: Result, out: Path) -> int:
-    """The last words: how it went, and the command that comes next."""
+    """Prints the result and the next command."""
     from llmpy.utils.progress_bar import duration
 
     losses = {"train loss": result.train_loss, "validation loss": result.val_loss}

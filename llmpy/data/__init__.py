@@ -1,1 +1,1 @@
-"""From text to batches: corpora.py and text_files.py read, prepared.py makes shards, loader.py takes batches."""
+"""Data: corpora.py and text_files.py read text, prepare.py writes token shards, dataloader.py reads batches."""

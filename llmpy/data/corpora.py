@@ -34,7 +34,7 @@ _TINYSTORIES_FILE = re.compile(r"(?:.*/)?data(\d\d)\.json")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where a text comes from and how it is read.
+    """A corpus: the source of its text, and the function that reads the text.
 
     `name` begins the names of its shards, `title` is for people, `fingerprint` changes with the text and its split.
     `pieces()` reads it, as often as it is called; `size` is about how many bytes it reads, for the progress.

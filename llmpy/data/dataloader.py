@@ -1,4 +1,4 @@
-"""Batches from shards of tokens, with a state from which they go on exactly.
+"""Batches from shards of tokens, with a state from which reading resumes exactly.
 
 A batch has world * B sequences of T tokens (and the one that follows each, as its last target), of which each rank
 takes its own B. Where in a shard they begin:
@@ -82,7 +82,7 @@ class DataLoader:
         return sum(self.samples_per_shard)
 
     def reset(self) -> None:
-        """To the first batch of an epoch: of the same order where there is no shuffle, else of a new one."""
+        """Moves to the first batch of an epoch. With shuffle, the epoch has a new order; without, the same order."""
         self._start_epoch()
 
     def next_batch(self) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +98,7 @@ class DataLoader:
         return tokens[:, :-1].astype(np.int32, order="C"), tokens[:, 1:].astype(np.int32, order="C")
 
     def _next_starts(self) -> np.ndarray:
-        """Where the sequences of this rank's next batch begin, int64 [B]."""
+        """Returns the start of each sequence in this rank's next batch, int64 [B]."""
         shuffled_one_by_one = self.batches != "stream"
         at = self._sample if shuffled_one_by_one else int(self._order[self._sample])
         mine = np.arange(self.B) + (at * self.world + self.rank) * self.B
@@ -106,7 +106,7 @@ class DataLoader:
         return self._starts[self._order[mine] if shuffled_one_by_one else mine]
 
     def state(self) -> dict[str, Any]:
-        """All that `set_state` needs for the batches to go on from here, in types that JSON can hold."""
+        """Returns the position in the data as JSON types; `set_state` resumes from it."""
         return {
             "epoch": self.epoch,
             "shard_order": list(self._shard_order),
@@ -120,7 +120,7 @@ class DataLoader:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken. UserError if the shards or the sizes are not those of then."""
+        """Resumes where `state` was taken; raises UserError if the shards or the sizes have changed."""
         state = {"batches": "stream"} | state  # older states do not say it
         for key, now in (
             ("shard_tokens", self.shard_tokens),
@@ -166,7 +166,7 @@ class DataLoader:
         self._order = np.array(self._rng.permutation(shuffled) if self.shuffle else range(shuffled), np.int64)
 
     def _sequence_starts(self, shard: int) -> np.ndarray:
-        """Where the sequences of a shard begin, int64 [n]."""
+        """Returns the start of each sequence of a shard, int64 [n]."""
         room = self.shard_tokens[shard] - self.T  # a sequence has a target behind its last token
         if self.batches != "documents":
             return np.arange(0, max(room, 0), self.T)

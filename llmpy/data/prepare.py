@@ -1,4 +1,4 @@
-"""From a corpus and a tokenizer to a folder of shards, once: what has been prepared is found again by its contents.
+"""Prepares a folder of token shards from a corpus and a tokenizer; a second call with the same contents reuses them.
 
 The folder holds `NAME_train*.bin`, `NAME_val*.bin`, `tokenizer.json` and, as the seal of a complete set,
 `manifest.json` with the size and hash of each. It is made under another name and renamed, so that it is whole or not
@@ -44,7 +44,7 @@ _ABANDONED = 24 * 3600  # seconds after which a half-made folder is of a process
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Where prepared data lies and what it is made of. `train` and `val` are globs for `DataLoader`."""
+    """Paths and counts of a prepared data set. `train` and `val` are globs for `DataLoader`."""
 
     folder: Path
     name: str
@@ -99,13 +99,13 @@ def prepare(
     except UserError:
         if out_dir is not None:
             raise
-        shutil.rmtree(folder, ignore_errors=True)  # in the cache what is damaged is ours to make again
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged folder of the cache is prepared anew
         found = None
     return found or _make_folder(folder, key, corpus, fixed or _trained(corpus, wanted), shard_tokens)
 
 
 def _find(folder: Path, key: str) -> PreparedData | None:
-    """What the folder holds, checked; None if it holds nothing. UserError if it is something else, or damaged."""
+    """Returns the checked data of a folder, or None if the folder is empty; raises UserError for other files."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     try:

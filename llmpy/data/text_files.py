@@ -94,7 +94,7 @@ def cut_text(text: str, wish: int) -> int:
 
 
 def _window(rest: int) -> int:
-    """Where to look for a good place to cut: never so far that little of the rest is left."""
+    """Returns the range in which to search for a good place to cut; the range leaves most of the rest."""
     return min(WINDOW, rest // 4)
 
 
@@ -223,7 +223,7 @@ def _plain_pieces(path: Path, hold_out: HoldOut) -> Iterator[Piece]:
 
 
 def _cut_file(path: Path, size: int, wish: int) -> tuple[int, bool]:
-    """As `cut_text`, in bytes, but after a line `<|endoftext|>` if it can be: True says that no document is cut."""
+    """Cuts bytes like `cut_text`, if possible after a line `<|endoftext|>`; True means that no document is cut."""
     with open(path, "rb") as file:
         file.seek(wish)
         window = file.read(_window(size - wish))

@@ -23,7 +23,7 @@ from llmpy.models.parameters import Parameters
 from llmpy.models.transformer import plan_parameters
 from llmpy.quant.matrix import Matrix
 from llmpy.quant.types import F32, PLAIN
-from llmpy.utils.memory import physical_memory
+from llmpy.utils.system_memory import physical_memory
 
 _SIZES = ("vocab_size", "context", "layers", "heads", "kv_heads", "channels", "hidden", "head_size")
 

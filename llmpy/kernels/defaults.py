@@ -11,7 +11,7 @@ import numpy as np
 
 from llmpy.errors import UserError
 from llmpy.quant.matrix import Matrix
-from llmpy.utils import memory
+from llmpy.utils import system_memory
 from llmpy.utils.memory import TRAINING_ADVICE, MemoryPlan
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def take(plan: MemoryPlan, advice: str = TRAINING_ADVICE) -> dict[str, Any]:
 
 def headroom() -> int | None:
     """Bytes of the host's memory that a plan may take."""
-    return memory.room()
+    return system_memory.room()
 
 
 def empty(*shape: Any, dtype: Any = np.float32) -> np.ndarray:

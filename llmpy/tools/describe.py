@@ -18,7 +18,7 @@ from llmpy.formats.llmc import debug_state, shards
 from llmpy.tokenization.base import Tokenizer
 from llmpy.tools import describe_models as models
 from llmpy.tools.describe_models import CHUNK, Description
-from llmpy.training.config import read_toml
+from llmpy.training.config_file import read_toml
 from llmpy.utils.atomic_files import sha256_of
 
 FIRST_TOKENS = 24  # of a shard or a debug state, shown as text

@@ -1,4 +1,4 @@
-"""A run's folder: what a run keeps so that it can go on, bit for bit, after whatever stopped it.
+"""The folder of a run: every file that a run needs to resume bit for bit after it was stopped.
 
     config.toml  main.log  metrics.jsonl  tokenizer.json  [chat_template.jinja  tokenizer_config.json]
     step_00001000/  model.safetensors  config.json  optimizer_rank0.safetensors  state.json  DONE
@@ -28,7 +28,7 @@ from llmpy.formats.huggingface.hub import TOKENIZER
 from llmpy.formats.huggingface.safetensors import SafetensorsFile, TensorToWrite, write
 from llmpy.formats.run_folder import STATE
 from llmpy.models.transformer import Model
-from llmpy.training.config import HEADER
+from llmpy.training.config_file import HEADER
 from llmpy.utils.atomic_files import cannot_write, make_dir, sha256_of, sync_dir, write_atomic, write_text_atomic
 from llmpy.utils.progress_bar import amount
 
@@ -46,7 +46,7 @@ __all__ = ["check_free", "check_space", "load", "newest_step", "prune", "reopen_
 
 
 def holds_run(folder: Path) -> bool:
-    """Has a run been started there?"""
+    """Returns whether a run was started in the folder."""
     return _is_ours(folder / CONFIG) or newest_step(folder) is not None
 
 
@@ -75,9 +75,9 @@ def start_run(
 ) -> None:
     """Makes the folder with its `config.toml`, `tokenizer.json` and the chat template's files, if it has one.
 
-    Of another run there, all goes (`overwrite`).
+    `overwrite` removes the files of another run in the folder, and no other files.
 
-    Only what a run writes is removed. Raises UserError where the folder is not free or cannot be written to.
+    Raises UserError where the folder is not free or cannot be written to.
     """
     check_free(folder, overwrite)
     make_dir(folder)
@@ -98,7 +98,7 @@ def start_run(
 
 
 def reopen_run(folder: Path, config: str) -> None:
-    """Makes a folder ready to go on in: what a killed run has left half done goes, and the settings are written."""
+    """Prepares a folder to resume in: removes the unfinished files of a killed run, and writes the settings."""
     for path in folder.glob(".step_*.partial"):
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".*.tmp"):  # of files.write_atomic
@@ -135,7 +135,7 @@ def _is_ours(config: Path) -> bool:
 
 
 def _contents(folder: Path) -> Iterator[Path]:
-    """What a run has written there, or a run would write over."""
+    """Yields the files in the folder that a run has written or would overwrite."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name in (CONFIG, MAIN_LOG, METRICS, *BESIDE) or re.fullmatch(r"step_\d{8,}", path.name):
             yield path
@@ -175,7 +175,7 @@ def save(folder: Path, step: int, model: Model, state: dict[str, Any], end_of_te
         text = json.dumps({"format": _FORMAT, "step": step, **state, "sha256": checksums})
         write_text_atomic(workshop / STATE, text + "\n")
         write_text_atomic(workshop / DONE, sha256_of(workshop / STATE) + "\n")
-        if target.exists():  # of a run that went on from an earlier checkpoint, or half removed
+        if target.exists():  # written by a run that resumed from an earlier checkpoint, or half removed
             _remove(target)
         os.rename(workshop, target)
     except OSError as error:
@@ -187,7 +187,7 @@ def save(folder: Path, step: int, model: Model, state: dict[str, Any], end_of_te
 
 
 def load(checkpoint: Path, model: Model) -> None:
-    """Parameters and AdamW's moments of a checkpoint into `model`. Raises UserError where they are of another shape."""
+    """Reads parameters and AdamW's moments of a checkpoint into `model`; raises UserError if their shape differs."""
     config = huggingface.read_config(checkpoint)
     if config != model.config:
         raise UserError(f"{checkpoint} holds a model of another shape ({config}) than this run's ({model.config})")
@@ -203,7 +203,7 @@ def load(checkpoint: Path, model: Model) -> None:
 
 
 def verify(checkpoint: Path) -> dict[str, Any]:
-    """The state that was saved, once every file has the checksum it should have.
+    """Returns the saved state after checking the checksum of every file.
 
     Raises UserError naming the file that is missing, cut or altered.
     """

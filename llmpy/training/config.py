@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
 from functools import cache
-from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from llmpy import __version__
 from llmpy.errors import UserError
 from llmpy.kernels import backend_of, is_device
 from llmpy.models.precision import CHOICES, SHORT, full_name
@@ -22,9 +16,6 @@ from llmpy.models.presets import SHAPE, family_of_descriptor, is_descriptor
 
 BATCHES = ("stream", "windows", "documents")
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
-HEADER = "# llmpy train"  # how a file of ours begins
-SEAL = "# sha256 "  # and how its last line does
-_COMMENT_COLUMN = 32
 
 
 def _setting(
@@ -47,7 +38,7 @@ def _setting(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Every setting of a training run. None means: chosen to suit the rest; `config.toml` says what was chosen.
+    """Every setting of a training run. None means that the run chooses the value; `config.toml` records the choice.
 
     Raises UserError for a value that cannot be.
     """
@@ -55,13 +46,13 @@ class TrainConfig:
     data: str = _setting(
         "data",
         "python-docs",
-        "what to learn: python-docs (the manual inside Python), shakespeare, tinystories, a file, folder or glob of "
+        "training data: python-docs (the manual inside Python), shakespeare, tinystories, a file, folder or glob of "
         ".txt, .md or .jsonl, or shards of tokens (.bin)",
         "-i",
         metavar="DATA",
     )
     val_data: str | None = _setting(
-        "data", None, "what to validate on (default: a part of the data, held out)", "-j", metavar="DATA"
+        "data", None, "validation data (default: a held-out part of the training data)", "-j", metavar="DATA"
     )
     val_fraction: float | None = _setting(
         "data", None, "how much of a text is held out for validation (default: 0.1, less of more than 50 MB)", high=1
@@ -115,66 +106,82 @@ class TrainConfig:
     )
 
     steps: int = _setting("optimizer", 1100, "steps to train; -1: once through the data", "-x", low=1, also=-1)
-    lr: float | None = _setting("optimizer", None, "highest learning rate (default: by the width)", "-l", low=0)
+    lr: float | None = _setting(
+        "optimizer", None, "highest learning rate (default: chosen by the width of the model)", "-l", low=0
+    )
     schedule: str = _setting(
-        "optimizer", "cosine", "how the learning rate goes down after warm-up", "-k", choices=SCHEDULES
+        "optimizer", "cosine", "schedule of the learning rate after the warm-up", "-k", choices=SCHEDULES
     )
     warmup: int | None = _setting(
-        "optimizer", None, "steps in which the learning rate goes up (default: a twentieth)", "-u", low=0
+        "optimizer",
+        None,
+        "steps of warm-up, in which the learning rate rises (default: a twentieth of --steps)",
+        "-u",
+        low=0,
     )
     final_lr_fraction: float = _setting(
         "optimizer", 0.0, "learning rate at the end, as a fraction", "-q", low=0, high=1
     )
-    weight_decay: float = _setting("optimizer", 0.1, "pull of the weight matrices towards 0", "-c", low=0)
-    beta1: float = _setting("optimizer", 0.9, "AdamW's memory of the gradient", low=0, high=0.999999)
-    beta2: float = _setting("optimizer", 0.95, "AdamW's memory of its square", low=0, high=0.999999)
-    clip: float = _setting("optimizer", 1.0, "largest norm of the gradient; 0: any", low=0)
+    weight_decay: float = _setting("optimizer", 0.1, "weight decay of the weight matrices", "-c", low=0)
+    beta1: float = _setting("optimizer", 0.9, "AdamW beta1: decay of the first moment", low=0, high=0.999999)
+    beta2: float = _setting("optimizer", 0.95, "AdamW beta2: decay of the second moment", low=0, high=0.999999)
+    clip: float = _setting("optimizer", 1.0, "clip the gradient to this norm; 0: no clipping", low=0)
     skip_loss_z: float = _setting(
-        "optimizer", 0.0, "skip a step whose loss is so many deviations above the last 128; 0: none", "-sl", low=0
+        "optimizer",
+        0.0,
+        "skip a step if the z-score of its loss in the last 128 steps is higher; 0: never skip",
+        "-sl",
+        low=0,
     )
-    skip_norm_z: float = _setting("optimizer", 0.0, "the same for the gradient's norm; 0: none", "-sg", low=0)
+    skip_norm_z: float = _setting(
+        "optimizer", 0.0, "skip a step if the z-score of its gradient norm is higher; 0: never skip", "-sg", low=0
+    )
     dropout: float = _setting(
-        "optimizer", 0.0, "share of the numbers that a training step leaves out", low=0, high=0.99
+        "optimizer", 0.0, "dropout probability: fraction of elements set to 0 in a training step", low=0, high=0.99
     )
     overfit: bool = _setting("optimizer", False, "train on the first batch again and again, to see it learned", "-a")
-    seed: int = _setting("optimizer", 42, "of the initial values and the order of the data", low=0, high=2**32 - 1)
+    seed: int = _setting(
+        "optimizer", 42, "random seed of the initial parameters and the order of the data", low=0, high=2**32 - 1
+    )
 
     eval_every: int = _setting("evaluation", 100, "validate every N steps and at the end; 0: never", "-v", low=0)
     eval_batches: int = _setting("evaluation", 20, "batches to validate on, at most; -1: all", "-m", low=1, also=-1)
     sample_every: int | None = _setting(
         "evaluation",
         None,
-        "let the model write every N steps and at the end; 0: never (default: at the end)",
+        "generate a sample every N steps and at the end; 0: never (default: at the end)",
         "-s",
         low=0,
     )
-    sample_tokens: int = _setting("evaluation", 200, "tokens to write", "-g", low=1)
-    sample_prompt: str = _setting("evaluation", "", "how the sample begins", metavar="TEXT")
+    sample_tokens: int = _setting("evaluation", 200, "tokens of a sample", "-g", low=1)
+    sample_prompt: str = _setting("evaluation", "", "prompt of the sample", metavar="TEXT")
     log_every: int = _setting(
-        "evaluation", 0, "print every N-th step; 0: as many as can be read; -1: none", low=0, also=-1
+        "evaluation", 0, "print every N-th step; 0: one line in two seconds; -1: none", low=0, also=-1
     )
 
     checkpoint_every: int = _setting(
         "checkpoints", 100, "save every N steps and at the end; 0: at the end", "-n", low=0
     )
-    keep: int = _setting("checkpoints", 2, "checkpoints to keep, the newest; 0: all", "-nk", low=0)
-    major_every: int = _setting("checkpoints", 0, "and for good every N-th step's; 0: none", "-nm", low=0)
+    keep: int = _setting("checkpoints", 2, "number of newest checkpoints to keep; 0: all", "-nk", low=0)
+    major_every: int = _setting(
+        "checkpoints", 0, "keep the checkpoint of every N-th step forever; 0: none", "-nm", low=0
+    )
 
     precision: str = _setting(
         "machine",
         "auto",
-        "numbers to compute with: float32 (fp32), bfloat16 (bf16), or auto, bfloat16 where the processor multiplies it "
+        "dtype of the computation: float32 (fp32), bfloat16 (bf16), or auto: bfloat16 if the processor computes it "
         "faster",
         choices=(*CHOICES, *SHORT),
         metavar="NAME",
     )
     stochastic_rounding: bool = _setting(
-        "machine", False, "round the bfloat16 copy of the weights up or down at random, with the right mean"
+        "machine", False, "round the bfloat16 weights up or down at random, so that the mean is exact"
     )
     device: str = _setting(
         "machine",
         "auto",
-        "what computes: auto (a GPU of NVIDIA's, where there is one that can be used, else the CPU), cpu, cuda, cuda:1 "
+        "device: auto (an NVIDIA GPU if this machine has a usable one, else the CPU), cpu, cuda, cuda:1 "
         "for the second GPU, or reference, which is slow NumPy",
         metavar="NAME",
     )
@@ -182,13 +189,13 @@ class TrainConfig:
     gemm: str = _setting(
         "machine",
         "auto",
-        "what multiplies matrices on a GPU: cublas (NVIDIA's library), triton (kernels to be read here), or the faster",
+        "GEMM on a GPU: cublas (NVIDIA's library), triton (the kernels of this project), or auto (the faster one)",
         choices=("auto", "cublas", "triton"),
     )
     recompute: int = _setting(
         "machine",
         0,
-        "time for memory: 1 makes the MLP's hidden layer again in the backward pass, 2 whole blocks",
+        "save memory at the cost of time: 1 recomputes the MLP's activation in the backward pass, 2 whole blocks",
         "-r",
         choices=(0, 1, 2),
     )
@@ -222,12 +229,12 @@ class TrainConfig:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Those of SHAPE that are given."""
+        """The given settings among SHAPE, by name."""
         return {name: size for name in SHAPE if (size := getattr(self, name)) is not None}
 
     @property
     def micro_steps(self) -> int:
-        """Batches whose gradients are added up to a step."""
+        """The number of batches whose gradients a step accumulates."""
         return max(self.total_batch_tokens // (self.batch_size * self.sequence_length), 1)
 
     @property
@@ -241,7 +248,7 @@ class TrainConfig:
 
 @cache
 def setting_types() -> dict[str, tuple[type, bool]]:
-    """Of every setting: its type, and whether it may be None."""
+    """Returns for every setting its type and whether None is allowed."""
     types = {}
     for name, hint in get_type_hints(TrainConfig).items():
         kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
@@ -281,74 +288,6 @@ def _check_range(name: str, value: Any, low: float | None, high: float | None, a
         raise UserError(f"{flag(name)} must be {wanted}{f' (or {also})' if also is not None else ''}, not {value}")
     if abs(value) >= 2**63:
         raise UserError(f"{flag(name)} is too large: {value}")
-
-
-# ---- as a file -----------------------------------------------------------------------------------------------------
-
-
-def to_toml(config: TrainConfig) -> str:
-    """The text of a `config.toml`: by section, each setting with what it means, and sealed against damage."""
-    lines = [
-        f"{HEADER}, version {__version__}: `llmpy train --config THIS_FILE` repeats the run.",
-        "# To change something: copy the file, edit the copy, and remove its last line, which holds a checksum.",
-    ]
-    section = None
-    for setting in fields(config):
-        if setting.metadata["section"] != section:
-            section = setting.metadata["section"]
-            lines += ["", f"[{section}]"]
-        value = getattr(config, setting.name)
-        line = f"# {setting.name} =" if value is None else f"{setting.name} = {_toml_value(value)}"
-        described = f"{line:<{_COMMENT_COLUMN}}# {setting.metadata['help']}"
-        lines += [described] if len(described) <= 120 else [f"# {setting.metadata['help']}", line]
-    text = "\n".join(lines) + "\n\n"
-    return f"{text}{SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def read_toml(path: Path, sealed: bool = False) -> dict[str, Any]:
-    """The settings that a file gives, unchecked but for their names. `sealed`: it must still be as a run wrote it.
-
-    Raises UserError for a file that is no TOML, has settings of other names, or fails its own checksum.
-    """
-    try:
-        text = path.read_bytes().decode()
-        sections = tomllib.loads(text)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:  # UnicodeDecodeError and TOMLDecodeError
-        raise UserError(f"{path} is damaged or no TOML: {' '.join(str(error).split())}") from error
-    _check_seal(path, text, sealed)
-    settings: dict[str, Any] = {}
-    known = {setting.name: setting.metadata["section"] for setting in fields(TrainConfig)}
-    for section, values in sections.items():
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: {section} stands outside of a [section]: {_suggest(section, known)}")
-        for name, value in values.items():
-            if known.get(name) != section:
-                raise UserError(f"{path}: there is no setting {name} in [{section}]: {_suggest(name, known)}")
-            settings[name] = value
-    return settings
-
-
-def _suggest(name: str, known: Mapping[str, str]) -> str:
-    if near := difflib.get_close_matches(name, known, 1):
-        return f"[{known[near[0]]}] {near[0]} is one"
-    return "llmpy train --help shows all"
-
-
-def _check_seal(path: Path, text: str, sealed: bool) -> None:
-    body, _, seal = text.rpartition(SEAL)
-    if not body and not sealed:
-        return  # written by hand
-    if not body or seal.rstrip("\n") != hashlib.sha256(body.encode()).hexdigest():
-        edited = "restore it, and change settings by flags" if sealed else "if you edited it, remove its last line"
-        raise UserError(f"{path} is not as the run wrote it (its checksum does not match): {edited}")
 
 
 def from_settings(settings: Mapping[str, Any], where: str = "") -> TrainConfig:

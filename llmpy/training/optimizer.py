@@ -1,24 +1,21 @@
-"""AdamW over the flat buffers, gradient clipping, and the schedules of the learning rate."""
+"""AdamW over the flat buffers, and gradient clipping."""
 
 from __future__ import annotations
 
-import math
 from itertools import groupby
 from typing import Protocol
 
 import numpy as np
 
-from llmpy.errors import UserError
 from llmpy.kernels import Backend
 from llmpy.models.bf16_weights import BFloat16Weights
 from llmpy.models.parameters import Parameters
 
 EPS = 1e-8
-FLAT_PART = 0.8  # of a wsd schedule's steps: where its decay begins
 
 
 class Trainable(Protocol):
-    """What the optimizer needs of a model; `arrays` has its moments, m and v."""
+    """The part of a model that the optimizer needs; `arrays` holds the moments m and v."""
 
     @property
     def kernels(self) -> Backend: ...
@@ -35,9 +32,9 @@ class Trainable(Protocol):
 class AdamW:
     """AdamW (Loshchilov, Hutter 2017): m and v are running means of the gradient and its square, a step m / sqrt(v).
 
-    Weight decay pulls the matrices alone towards 0; biases and norms go without, as the table of parameters says.
-    m and v are flat, of the size of the parameters, and zero before the first step. `weights`, the bfloat16 copy of a
-    run in bfloat16, is made anew at each step.
+    Weight decay applies to the matrices only, not to biases and norms, as the table of parameters says.
+    m and v are flat arrays of the size of the parameters, and zero before the first step. Each step packs `weights`,
+    the bfloat16 copy of a bfloat16 run, from the new parameters.
     """
 
     def __init__(
@@ -54,7 +51,7 @@ class AdamW:
     ) -> None:
         self.kernels, self.parameters, self.gradients, self.m, self.v = kernels, parameters, gradients, m, v
         self.beta1, self.beta2, self.weight_decay, self.weights = beta1, beta2, weight_decay, weights
-        # Neighbours in the buffer that are treated alike are updated in one go; what has a copy, matrix by matrix.
+        # Neighbours in the buffer with the same decay are one call; a matrix with a bfloat16 copy is a call of its own.
         self.groups: list[tuple[slice, bool]] = []
         copied = weights is not None
         for (decay, alone), specs in groupby(parameters.table, key=lambda spec: (spec.decay, spec.product and copied)):
@@ -64,17 +61,17 @@ class AdamW:
 
     @classmethod
     def of(cls, model: Trainable, beta1: float = 0.9, beta2: float = 0.95, weight_decay: float = 0.1) -> AdamW:
-        """The optimizer of a model, over its own memory."""
+        """Returns the optimizer of a model, over the arrays of the model."""
         m, v, weights = model.arrays["m"], model.arrays["v"], model.weights
         copy = weights if isinstance(weights, BFloat16Weights) else None
         return cls(model.kernels, model.parameters, model.gradients, m, v, beta1, beta2, weight_decay, copy)
 
     def gradient_norm(self) -> float:
-        """The L2 norm of all gradients together."""
+        """Returns the L2 norm of all gradients together."""
         return float(self.kernels.global_norm(self.gradients.flat))
 
     def update(self, step: int, lr: float, grad_scale: float = 1.0) -> None:
-        """One step; `step` counts from 1, gradients are multiplied by `grad_scale` (clipping)."""
+        """Updates the parameters; `step` counts from 1, and `grad_scale` scales the gradients (clipping)."""
         flat, adamw = (self.parameters.flat, self.gradients.flat, self.m, self.v), self.kernels.adamw
         for s, decay in self.groups:
             weight_decay = self.weight_decay if decay else 0.0
@@ -88,35 +85,5 @@ class AdamW:
 
 
 def clip_scale(norm: float, largest: float) -> float:
-    """What to multiply gradients of this norm with so that it is at most `largest` (0: no limit)."""
+    """Returns the factor that clips gradients of this norm to `largest` (0: no clipping)."""
     return largest / norm if largest > 0 and norm > largest else 1.0
-
-
-def learning_rate(
-    step: int, steps: int, highest: float, schedule: str = "cosine", warmup: int = 0, final_fraction: float = 0.0
-) -> float:
-    """The learning rate of a step, which counts from 0 to steps - 1.
-
-    It goes up over `warmup` steps (but for the constant schedule), then down to highest * final_fraction: along half a
-    cosine, along a line, or not at all until 0.8 of the steps are done and then as 1 - sqrt (wsd, Hägele et al. 2024).
-    """
-    if schedule == "constant":
-        return highest
-    if step < warmup:
-        return highest * (step + 1) / warmup
-    lowest = highest * final_fraction
-    if schedule == "cosine":
-        return lowest + 0.5 * (1 + math.cos(math.pi * _progress(step, warmup, steps))) * (highest - lowest)
-    if schedule == "linear":
-        return highest - _progress(step, warmup, steps) * (highest - lowest)
-    if schedule == "wsd":
-        decay_start = int(FLAT_PART * steps)
-        if step < decay_start:
-            return highest
-        return lowest + (1 - math.sqrt(_progress(step, decay_start, steps))) * (highest - lowest)
-    raise UserError(f"there is no schedule {schedule!r}: use cosine, linear, constant or wsd")
-
-
-def _progress(step: int, start: int, stop: int) -> float:
-    """How far `step` is from `start` to `stop`, 0 to 1."""
-    return min((step - start) / max(stop - start, 1), 1.0)

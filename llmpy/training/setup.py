@@ -1,61 +1,50 @@
-"""From settings to all that a run needs: data, tokenizer, model, memory. What does not fit is said here."""
+"""Builds dataset, tokenizer, model and buffers from a TrainConfig; raises UserError if they are incompatible."""
 
 from __future__ import annotations
 
 import bisect
 import glob
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from llmpy import kernels
 from llmpy.data.corpora import NAMES
 from llmpy.data.dataloader import DataLoader
-from llmpy.data.prepare import DEFAULT_VOCABULARY, check_seals, prepare
 from llmpy.errors import UserError
 from llmpy.formats.chat_template_files import StoredTemplate, template_of
 from llmpy.formats.huggingface import folder as huggingface
-from llmpy.formats.huggingface.hub import TOKENIZER
-from llmpy.formats.llmc.shards import dtype_for, is_shard, shard_files, shard_info
 from llmpy.formats.load import LoadedModel, load_model
-from llmpy.formats.open_tokenizer import open_tokenizer
 from llmpy.formats.tensor_map import in_memory_interleaved, parts
 from llmpy.models.config import ModelConfig
-from llmpy.models.gpt2 import GPT2_VOCAB_SIZE
 from llmpy.models.precision import resolve
-from llmpy.models.presets import family_of_descriptor, shape_of
+from llmpy.models.presets import SHAPE, shape_of
 from llmpy.models.registry import family_of, new_model, plan_training
 from llmpy.models.transformer import Model, plan_parameters
 from llmpy.tokenization.base import NAMES as TOKENIZER_NAMES
 from llmpy.tokenization.base import Tokenizer
-from llmpy.tokenization.training import is_trained
-from llmpy.training.config import TrainConfig
+from llmpy.training import checkpoint
+from llmpy.training.config import TrainConfig, as_settings, flag, from_settings, merged, with_init
+from llmpy.training.config_file import read_toml
+from llmpy.training.dataset import TokenData, open_data, validation_loader
+from llmpy.training.lr_schedule import default_learning_rate
 
-# Narrower models take larger steps: 6e-4 at 768 channels, as llm.c trains GPT-2 124M, and 2.5e-3 at 128.
-LR, LR_CHANNELS, LR_POWER = 6e-4, 768, 0.8
 PADDED = 1.05  # the largest part of a vocabulary that padding makes it: Qwen's and Phi's are padded by far less
 
 
-@dataclass
-class TokenData:
-    """Shards to train on and to validate on, and the vocabulary that they are in."""
-
-    train: list[Path]
-    val: list[Path]
-    tokenizer: Tokenizer | None
-    tokenizer_spec: str | None  # what --tokenizer says to get the same again
-    vocab_size: int
-    fingerprint: list[str]  # changes with the training data
+# Settings that a resumed run must keep: a change of one of them makes another run.
+FIXED = ("data", "val_fraction", "tokenizer", "model", "init", *SHAPE, "vocab_size", "batch_size", "sequence_length",
+         "batches", "total_batch_tokens", "overfit", "seed", "precision", "stochastic_rounding")  # fmt: skip
 
 
 @dataclass
 class Assembly:
-    """`config` has every setting filled in; `val` is None where there is nothing to validate on.
+    """The parts of a run. `config` has a value for every setting; `val` is None without validation data.
 
-    `chat_template` is that of the model to start from.
+    `chat_template` comes from the model to start from.
     """
 
     config: TrainConfig
@@ -68,16 +57,16 @@ class Assembly:
 
 
 def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
-    """Reads, prepares and takes all that `config` asks for, the cheapest first. Raises UserError for what does not fit.
+    """Builds everything that `config` needs, the cheapest part first; raises UserError if parts are incompatible.
 
-    A run that goes on from a `checkpoint` has its shape from there, and its parameters are left to be read.
+    A resumed run takes its shape from `checkpoint`, and the caller reads the parameters.
     """
     config = with_absolute_paths(config)
     initial = None
     if checkpoint is None and config.init is not None:
         initial = load_model(config.init)
     elif checkpoint is None:
-        shape_of(config.model, **config.sizes)  # what cannot be is said before the data is read
+        shape_of(config.model, **config.sizes)  # an impossible shape is an error before the data is read
     data = open_data(config, initial)
     shape = huggingface.read_config(checkpoint) if checkpoint else _shape(config, data, initial)
     B, T = config.batch_size, config.sequence_length
@@ -107,14 +96,14 @@ def assemble(config: TrainConfig, checkpoint: Path | None = None) -> Assembly:
             for part in parts(shape):
                 part.fill(parameters, shape, part.of(initial.parameters), in_memory_interleaved(initial.config))
         model.pack_weights()
-    # What goes on from a model will be asked in the form that the model was taught.
+    # A model that is trained further keeps its chat template.
     template = template_of(initial.source, initial.tokenizer_source) if initial else None
     filled_in = _filled_in(config, shape, train, data)
     return Assembly(filled_in, model, train, val, data.tokenizer, data.fingerprint, template)
 
 
 def _filled_in(config: TrainConfig, shape: ModelConfig, train: DataLoader, data: TokenData) -> TrainConfig:
-    """The config with everything chosen that was left open."""
+    """Returns the config with a value for every setting that was None."""
     steps = config.steps if config.steps != -1 else train.batches_per_epoch // config.micro_steps
     if steps < 1:
         raise UserError(
@@ -135,13 +124,29 @@ def _filled_in(config: TrainConfig, shape: ModelConfig, train: DataLoader, data:
 # ---- names and places ----------------------------------------------------------------------------------------------
 
 
-def default_learning_rate(channels: int) -> float:
-    """The highest learning rate for a width, where none is given, to two digits."""
-    return float(f"{LR * (LR_CHANNELS / channels) ** LR_POWER:.2g}")
+def resumed_config(out: Path, changes: Mapping[str, Any]) -> TrainConfig:
+    """Returns the config of the run in `out` with `changes`; raises UserError for a change that makes another run."""
+    path = out / checkpoint.CONFIG
+    saved = from_settings(read_toml(path, sealed=True), str(path))
+    given = with_init(changes)
+    if given.get("precision") == "auto":  # keep the saved precision
+        del given["precision"]
+    wanted = with_absolute_paths(from_settings(merged(as_settings(saved), given)))
+    for name in FIXED:
+        before, now = getattr(saved, name), getattr(wanted, name)
+        if name in given and now != before:
+            words = f"without {flag(name)}" if before is None else f"with {flag(name)} {before}"
+            raise UserError(
+                f"the run in {out} was started {words}, and {flag(name)} {now} would make it another: leave it out"
+            )
+    kept = as_settings(saved) | {name: value for name, value in as_settings(wanted).items() if name not in FIXED}
+    if os.path.isabs(kept["tokenizer"] or "") and (own := out / checkpoint.TOKENIZER).exists():
+        kept["tokenizer"] = os.path.abspath(own)  # the original file may no longer exist
+    return from_settings(kept)
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Files and folders by their full names, so that the run goes on from anywhere; names of corpora stay names."""
+    """Returns the config with absolute paths, so that a run can resume from any folder; names of corpora stay names."""
 
     def absolute(value: str | None) -> str | None:
         if value is None or value in NAMES or value in TOKENIZER_NAMES:
@@ -156,92 +161,6 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
         tokenizer=absolute(config.tokenizer),
         init=absolute(config.init),
     )
-
-
-# ---- data ----------------------------------------------------------------------------------------------------------
-
-
-def open_data(config: TrainConfig, initial: LoadedModel | None = None) -> TokenData:
-    """Shards as they are, text made into shards; in the tokens of `initial`, a model to start from, if there is one."""
-    if (files := _shards(config.data, "train")) is not None:
-        if config.val_fraction is not None:
-            raise UserError(f"--val-fraction: {config.data} holds tokens already, and has been split: leave it out")
-        data = _of_shards(config, files, initial)
-    else:
-        data = _of_text(config, initial)
-    seals = check_seals(data.train)
-    check_seals(data.val)
-    data.fingerprint = [seal or str(shard_info(path).tokens) for path, seal in zip(data.train, seals, strict=True)]
-    return data
-
-
-def _shards(source: str, split: str) -> list[Path] | None:
-    """The shards that `source` names, of a folder those of the split; None where it names something else."""
-    path = Path(source)
-    if path.is_dir():
-        shards = sorted(file for file in path.glob("*.bin") if is_shard(file))
-        named = [file for file in shards if re.search(rf"_{split}(_\d+)?\.bin$", file.name)]
-        return named or shards or None
-    return shard_files(source) if path.suffix == ".bin" else None
-
-
-def _of_shards(config: TrainConfig, train: list[Path], initial: LoadedModel | None) -> TokenData:
-    spec = config.tokenizer
-    if spec is not None and is_trained(spec):
-        raise UserError(f"--tokenizer {spec}: {config.data} holds tokens already, and none can be trained on them")
-    if spec is None and (beside := train[0].parent / TOKENIZER).exists():
-        spec = str(beside)
-    if spec is None and initial is not None and initial.tokenizer_source is not None:
-        spec = str(initial.tokenizer_source)
-    if spec is None and dtype_for(GPT2_VOCAB_SIZE) == shard_info(train[0]).dtype:
-        spec = "gpt2"  # llm.c's shards come without a tokenizer
-    if spec is None:
-        raise UserError(f"{config.data} says nothing of its tokenizer: give --tokenizer")
-    try:
-        tokenizer = open_tokenizer(spec)
-    except UserError:
-        if spec != "gpt2":
-            raise
-        tokenizer = None  # without a network tokens can be learned, though not shown
-    vocab_size = tokenizer.vocab_size if tokenizer else GPT2_VOCAB_SIZE
-    val: list[Path] = []
-    if config.val_data is not None:
-        val = _validation_files(config.val_data, spec)
-    elif Path(config.data).is_dir():
-        val = [file for file in _shards(config.data, "val") or [] if file not in train]
-    return TokenData(train, val, tokenizer, spec, vocab_size, [])
-
-
-def _of_text(config: TrainConfig, initial: LoadedModel | None) -> TokenData:
-    """A text without one to validate on gives a part of itself; with one, it is trained on as a whole."""
-    spec = config.tokenizer
-    if spec is None and initial is not None:
-        if initial.tokenizer_source is None:
-            raise UserError(f"{config.init} has no tokenizer beside it: give --tokenizer, the one it was made with")
-        spec = str(initial.tokenizer_source)
-    if spec is None:
-        kind = family_of_descriptor(config.model).tokenizer
-        spec = f"{kind}:{config.vocab_size or DEFAULT_VOCABULARY}"
-    data = prepare(config.data, spec, val_fraction=config.val_fraction)
-    train, val = shard_files(data.train), shard_files(data.val)
-    if config.val_data is not None:
-        train, val = train + val, _validation_files(config.val_data, str(data.tokenizer))
-    return TokenData(train, val, Tokenizer.load(data.tokenizer), spec, data.vocab_size, [])
-
-
-def _validation_files(source: str, tokenizer: str) -> list[Path]:
-    """All the shards of --val-data, in the tokens of the training data."""
-    if (files := _shards(source, "val")) is not None:
-        return files
-    data = prepare(source, tokenizer)
-    return shard_files(data.train) + shard_files(data.val)
-
-
-def validation_loader(files: Sequence[Path], B: int, T: int, vocab_size: int) -> DataLoader | None:
-    """Of at most B sequences at a time, fewer where the files have no more; None where they have not even one."""
-    most = max((shard_info(path).tokens for path in files), default=0)
-    fit = min(B, (most - 1) // T)
-    return DataLoader(files, fit, T, shuffle=False, vocab_size=vocab_size) if fit > 0 else None
 
 
 # ---- the model -----------------------------------------------------------------------------------------------------
@@ -265,12 +184,12 @@ def _shape(config: TrainConfig, data: TokenData, initial: LoadedModel | None) ->
 
 
 def _as_in_checkpoints(shape: ModelConfig) -> ModelConfig:
-    """A model in training keeps the channels that positions rotate in the order of its checkpoints, Hugging Face's."""
+    """Returns the shape with RoPE channels in Hugging Face's order, which the checkpoints have."""
     return shape.with_rope_interleaved(False)
 
 
 def check_memory(shape: ModelConfig, config: TrainConfig) -> None:
-    """Raises UserError, before any is taken, where a run needs more memory than there is; says what would fit."""
+    """Raises UserError if a run needs more memory than is free, before it allocates; the message says what fits."""
     room = kernels.load(config.backend).headroom()
     if room is None:
         return

@@ -1,4 +1,4 @@
-"""The training loop: batches in, parameters out, and a folder from which it goes on, bit for bit, whenever it stopped.
+"""The training loop: forward and backward, AdamW, log, validation, samples, and checkpoints that resume bit for bit.
 
 trainer = Trainer(TrainConfig(data="my-book.txt", steps=500), "runs/my-book")
 trainer.train()
@@ -21,24 +21,24 @@ import numpy as np
 
 from llmpy.errors import UserError
 from llmpy.inference.engine import Engine
-from llmpy.models.presets import SHAPE
 from llmpy.training import checkpoint
-from llmpy.training.config import TrainConfig, as_settings, flag, from_settings, merged, read_toml, to_toml, with_init
-from llmpy.training.console import OutlierDetector, RunLog, Screen, Throughput, cut_logs, flops_per_token, step_line
-from llmpy.training.optimizer import AdamW, clip_scale, learning_rate
-from llmpy.training.setup import assemble, with_absolute_paths
+from llmpy.training.config import TrainConfig
+from llmpy.training.config_file import to_toml
+from llmpy.training.console import Screen
+from llmpy.training.lr_schedule import learning_rate
+from llmpy.training.metrics import OutlierDetector, Throughput, flops_per_token
+from llmpy.training.optimizer import AdamW, clip_scale
+from llmpy.training.run_log import RunLog, cut_logs, step_line
+from llmpy.training.setup import assemble, resumed_config
 from llmpy.utils.progress_bar import amount
 from llmpy.utils.rng import hash64
 
 SAMPLE_TEMPERATURE = 0.75
-# What a run that goes on must share with the one that stopped: another value would be another run.
-FIXED = ("data", "val_fraction", "tokenizer", "model", "init", *SHAPE, "vocab_size", "batch_size", "sequence_length",
-         "batches", "total_batch_tokens", "overfit", "seed", "precision", "stochastic_rounding")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a call of `train` ended: losses in nats (None: there was none), and why."""
+    """The result of `train`: losses in nats (None: not computed), and the reason of the end."""
 
     step: int
     train_loss: float | None
@@ -54,87 +54,16 @@ class Trainer:
     Raises UserError for whatever does not fit, before anything is written.
     """
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        out: str | Path | None = None,
-        *,
-        overwrite: bool = False,
-        stop_after: int | None = None,
-        quiet: bool = False,
-        _resume: bool = False,
-    ) -> None:
-        self.out = Path(out) if out is not None else None
-        self.stop_after = stop_after
-        newest = state = None
-        if self.out is not None and _resume and (newest := checkpoint.newest_step(self.out)) is not None:
-            state = checkpoint.verify(newest)
-        elif self.out is not None and not _resume:
-            checkpoint.check_free(self.out, overwrite)
-
-        parts = assemble(config, newest)
-        self.config, self.model, self.tokenizer = parts.config, parts.model, parts.tokenizer
-        self.train_data, self.val_data, self._fingerprint = parts.train, parts.val, parts.fingerprint
-        self.optimizer = AdamW.of(self.model, self.config.beta1, self.config.beta2, self.config.weight_decay)
-        self._peak_flops = self.model.kernels.peak_flops(self.config.precision)
-        self.engine = self._take_engine()
-
-        self.step = 0  # steps done
-        self.seconds = 0.0  # spent in them
-        self.train_loss: float | None = None
-        self.val_loss: float | None = None
-        self.evaluated = False  # has been done what is due before the next step: validation, a sample
-        self.loss_outliers, self.norm_outliers = OutlierDetector(), OutlierDetector()
-        self.throughput = Throughput()
-        self._batch: tuple[np.ndarray, np.ndarray] | None = None
-        if newest is not None and state is not None:
-            self._restore(newest, state)
-        if self.out is not None:
-            checkpoint.check_space(self.out, self.model)
-            if _resume:
-                checkpoint.reopen_run(self.out, to_toml(self.config))
-                cut_logs(self.out, self.step, self.evaluated)
-            else:
-                tokenizer = self.tokenizer.to_json() if self.tokenizer else None
-                checkpoint.start_run(self.out, to_toml(self.config), tokenizer, overwrite, parts.chat_template)
-        self.screen = Screen(self.config.steps, self.config.log_every, quiet)
-        self.log = RunLog(None)
-
-    @classmethod
-    def resume(
-        cls,
-        out: str | Path,
-        changes: Mapping[str, Any] | None = None,
-        *,
-        stop_after: int | None = None,
-        quiet: bool = False,
-    ) -> Trainer:
-        """The run in `out`, at its newest checkpoint (at its beginning where it has none), with some settings changed.
-
-        Raises UserError where there is no run, a file of it is damaged, or a change would make it another run.
-        """
-        path = Path(out) / checkpoint.CONFIG
-        saved = from_settings(read_toml(path, sealed=True), str(path))
-        given = with_init(changes or {})
-        if given.get("precision") == "auto":  # whatever it was
-            del given["precision"]
-        wanted = with_absolute_paths(from_settings(merged(as_settings(saved), given)))
-        for name in FIXED:
-            before, now = getattr(saved, name), getattr(wanted, name)
-            if name in given and now != before:
-                words = f"without {flag(name)}" if before is None else f"with {flag(name)} {before}"
-                raise UserError(
-                    f"the run in {out} was started {words}, and {flag(name)} {now} would make it another: leave it out"
-                )
-        kept = as_settings(saved) | {name: value for name, value in as_settings(wanted).items() if name not in FIXED}
-        if os.path.isabs(kept["tokenizer"] or "") and (own := Path(out) / checkpoint.TOKENIZER).exists():
-            kept["tokenizer"] = os.path.abspath(own)  # the file it was may have gone
-        return cls(from_settings(kept), out, stop_after=stop_after, quiet=quiet, _resume=True)
-
-    # ---- the loop --------------------------------------------------------------------------------------------------
+    step: int  # steps done
+    seconds: float  # spent in these steps
+    train_loss: float | None
+    val_loss: float | None
+    evaluated: bool  # whether the validation and the sample that are due before the next step are done
+    log: RunLog
+    _batch: tuple[np.ndarray, np.ndarray] | None
 
     def train(self) -> Result:
-        """Trains until the last step, or `stop_after`, or a signal; the state is saved then. May be called again."""
+        """Trains until the last step, `stop_after`, or a signal, and saves a checkpoint. May be called again."""
         began_at = self.step
         with RunLog(self.out) as self.log:
             with self.screen, _Signals() as signals:
@@ -155,7 +84,7 @@ class Trainer:
         return Result(self.step, self.train_loss, self.val_loss, self.seconds, reason)
 
     def train_step(self) -> None:
-        """One step: the gradients of `micro_steps` batches added up, clipped, and AdamW. Raises UserError at NaN."""
+        """Trains a step: accumulates gradients of `micro_steps` batches, clips, updates. Raises UserError at NaN."""
         config, model, start = self.config, self.model, time.perf_counter()
         if config.overfit:
             self.train_data.reset()
@@ -165,7 +94,7 @@ class Trainer:
             key = hash64(config.seed, self.step, micro)
             losses.append(model.loss_and_gradients(x, y, config.micro_steps, micro > 0, key))
         norm = self.optimizer.gradient_norm()
-        loss = sum(float(loss) / config.micro_steps for loss in losses)  # of a device, here when the norm is
+        loss = sum(float(loss) / config.micro_steps for loss in losses)  # a GPU has finished: the norm is known
         self._refuse_nan("loss", loss)
         self._refuse_nan("norm of the gradient", norm)
 
@@ -175,7 +104,7 @@ class Trainer:
         if not skipped:
             self.optimizer.update(self.step + 1, lr, clip_scale(norm, config.clip))
         else:
-            model.pack_weights(self.step + 1)  # as a run resumed after this step will round them
+            model.pack_weights(self.step + 1)  # a resumed run rounds them the same way
         seconds = time.perf_counter() - start
         self._record(loss, loss_z, norm, norm_z, lr, skipped, seconds)
         self.train_loss, self.evaluated = loss, False
@@ -183,7 +112,7 @@ class Trainer:
         self.step += 1
 
     def validate(self) -> float | None:
-        """The mean loss over the validation batches, always the same ones; None where there are none."""
+        """Returns the mean loss of the validation batches (always the same), or None without validation data."""
         if self.val_data is None:
             return None
         B, T, few = self.config.batch_size, self.config.sequence_length, self.val_data.B
@@ -199,7 +128,7 @@ class Trainer:
         return total / batches
 
     def sample(self, step: int = 0) -> Iterator[str]:
-        """Text that the model writes now, in pieces as they are made; other words at another step."""
+        """Yields a sample of the model in pieces; the seed depends on `step`."""
         prompt = self.config.sample_prompt
         yield prompt
         if self.engine is not None:
@@ -211,7 +140,7 @@ class Trainer:
             )
 
     def save(self) -> Path | None:
-        """A checkpoint, if there is a folder and it has none of this step; then those go that need not be kept."""
+        """Saves a checkpoint unless this step has one, then removes old ones. Returns its path (None without `out`)."""
         if self.out is None:
             return None
         path = checkpoint.step_folder(self.out, self.step)
@@ -231,10 +160,10 @@ class Trainer:
         checkpoint.prune(self.out, self.config.keep, self.config.major_every)
         return path
 
-    # ---- its parts -------------------------------------------------------------------------------------------------
+    # ---- parts of a step ---------------------------------------------------------------------------------------------
 
     def _is_due(self, every: int | None) -> bool:
-        """Is this one of the every-th steps (0 and None: never), the first left out?"""
+        """Returns whether `step` is a positive multiple of `every` (0 and None: never)."""
         return every is not None and every > 0 and self.step > 0 and self.step % every == 0
 
     def _learning_rate(self) -> float:
@@ -244,7 +173,7 @@ class Trainer:
         return learning_rate(self.step, c.steps, c.lr, c.schedule, c.warmup, c.final_lr_fraction)
 
     def _evaluate(self, finished: bool) -> None:
-        """What is due before the next step."""
+        """Validates and samples if one is due before the next step."""
         every = self.config.eval_every
         if every and (self._is_due(every) or self.step == 0 or finished) and (loss := self.validate()) is not None:
             self._refuse_nan("validation loss", loss)
@@ -296,8 +225,70 @@ class Trainer:
             f"the {what} became {value} at step {self.step + 1}: {way}; lower --lr (it is {self.config.lr:g})"
         )
 
+    # ---- start and resume --------------------------------------------------------------------------------------------
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: str | Path | None = None,
+        *,
+        overwrite: bool = False,
+        stop_after: int | None = None,
+        quiet: bool = False,
+        _resume: bool = False,
+    ) -> None:
+        self.out = Path(out) if out is not None else None
+        self.stop_after = stop_after
+        newest = state = None
+        if self.out is not None and _resume and (newest := checkpoint.newest_step(self.out)) is not None:
+            state = checkpoint.verify(newest)
+        elif self.out is not None and not _resume:
+            checkpoint.check_free(self.out, overwrite)
+
+        parts = assemble(config, newest)
+        self.config, self.model, self.tokenizer = parts.config, parts.model, parts.tokenizer
+        self.train_data, self.val_data, self._fingerprint = parts.train, parts.val, parts.fingerprint
+        self.optimizer = AdamW.of(self.model, self.config.beta1, self.config.beta2, self.config.weight_decay)
+        self._peak_flops = self.model.kernels.peak_flops(self.config.precision)
+        self.engine = self._take_engine()
+
+        self.step, self.seconds = 0, 0.0
+        self.train_loss = self.val_loss = None
+        self.evaluated = False
+        self.loss_outliers, self.norm_outliers = OutlierDetector(), OutlierDetector()
+        self.throughput = Throughput()
+        self._batch = None
+        if newest is not None and state is not None:
+            self._restore(newest, state)
+        if self.out is not None:
+            checkpoint.check_space(self.out, self.model)
+            if _resume:
+                checkpoint.reopen_run(self.out, to_toml(self.config))
+                cut_logs(self.out, self.step, self.evaluated)
+            else:
+                tokenizer = self.tokenizer.to_json() if self.tokenizer else None
+                checkpoint.start_run(self.out, to_toml(self.config), tokenizer, overwrite, parts.chat_template)
+        self.screen = Screen(self.config.steps, self.config.log_every, quiet)
+        self.log = RunLog(None)
+
+    @classmethod
+    def resume(
+        cls,
+        out: str | Path,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        stop_after: int | None = None,
+        quiet: bool = False,
+    ) -> Trainer:
+        """The run in `out`, at its newest checkpoint (at its beginning where it has none), with some settings changed.
+
+        Raises UserError where there is no run, a file of it is damaged, or a change would make it another run.
+        """
+        config = resumed_config(Path(out), changes or {})
+        return cls(config, out, stop_after=stop_after, quiet=quiet, _resume=True)
+
     def _take_engine(self) -> Engine | None:
-        """What writes samples; it takes its memory now, so that what training needs stays the same."""
+        """Returns the engine that writes samples; allocates now, so that memory stays constant during training."""
         if self.config.sample_every == 0 or self.tokenizer is None:
             return None
         engine = Engine(self.model, self.config.backend, self.tokenizer)
@@ -305,7 +296,7 @@ class Trainer:
         return engine
 
     def _restore(self, newest: Path, state: dict[str, Any]) -> None:
-        """Everything as it was when the checkpoint was saved."""
+        """Restores model, data position and records from a checkpoint."""
         if state["data"] != self._fingerprint:
             raise UserError(
                 f"{self.config.data} is not what the run in {self.out} began with: restore it, or start another run"
@@ -322,7 +313,7 @@ class Trainer:
         self.loss_outliers.window, self.norm_outliers.window = state["outliers"]["loss"], state["outliers"]["norm"]
 
     def describe(self) -> str:
-        """What is trained on what, in a few lines."""
+        """Returns a few lines about the data, the model, and the training."""
         c, shape = self.config, self.model.config
         val = f", {self.val_data.tokens:,} to validate on" if self.val_data else ", none to validate on"
         name = f" ({self.tokenizer.name})" if self.tokenizer else "; GPT-2's vocabulary cannot be had now: no samples"
@@ -343,7 +334,7 @@ class Trainer:
 
 
 class _Signals:
-    """Notes Ctrl-C and SIGTERM, so that a step is finished and saved; the second one stops at once."""
+    """Records Ctrl-C and SIGTERM, so that the step is finished and saved; the second signal stops at once."""
 
     NAMES = ("SIGINT", "SIGTERM")
 

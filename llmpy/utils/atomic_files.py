@@ -26,7 +26,7 @@ _HINTS = {
 
 
 def cache_dir() -> Path:
-    """The folder for what can be made again: $LLMPY_CACHE_DIR, else `llmpy` in the user's cache folder. Not created."""
+    """Folder for files that can be rebuilt: $LLMPY_CACHE_DIR, else `llmpy` in the user's cache folder. Not created."""
     if chosen := os.environ.get("LLMPY_CACHE_DIR"):
         return Path(chosen).expanduser()
     if sys.platform == "win32":

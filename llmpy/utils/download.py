@@ -20,7 +20,7 @@ def download(
 ) -> Path:
     """Fetches `url` to `path` unless it is there already, and returns `path`.
 
-    What has arrived is kept beside it as `NAME.part`; the next call goes on from there. `size` (bytes) and `sha256`
+    A partial download stays beside it as `NAME.part`; the next call continues it. `size` (bytes) and `sha256`
     (hex) are checked whether the file has just come or was put there by hand. UserError if it cannot be had or is not
     the file.
     """
@@ -106,7 +106,7 @@ def _size(path: Path) -> int:
 
 
 def _problem(path: Path, size: int | None, sha256: str | None) -> str | None:
-    """What is wrong with a complete file, in a few words; None if nothing is."""
+    """Returns a few words about the damage of a complete file, or None if the file is good."""
     found = path.stat().st_size
     if size is not None and found != size:
         return f"it has {found:,} bytes instead of {size:,}"

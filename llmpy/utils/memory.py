@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
-import sys
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 
 import numpy as np
 
 from llmpy.errors import UserError
+from llmpy.utils import system_memory
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 HUGE_PAGE = 2 * 1024 * 1024
 TRAINING_ADVICE = "lower --batch-size or --sequence-length, raise --recompute, or choose a smaller model"
-RESERVE = 256 * 2**20  # left to the interpreter, the compiler and the rest of the system
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ class MemoryPlan:
         return sum(entry.padded_bytes for entry in self.entries)
 
     def layout(self, alignment: int = ALIGNMENT) -> tuple[list[int], int]:
-        """Where each array begins when they lie one after the other, aligned, and the bytes of them all."""
+        """Returns the aligned offset of each array in one buffer, and the bytes of the buffer."""
         offsets, end = [], 0
         for entry in self.entries:
             offsets.append(end)
@@ -63,7 +60,7 @@ class MemoryPlan:
         return offsets, end
 
     def report(self) -> str:
-        """One line a group, in MB, for a person."""
+        """Returns a line with the MB of each group."""
         groups: dict[str, int] = {}
         for entry in self.entries:
             groups[entry.group] = groups.get(entry.group, 0) + entry.padded_bytes
@@ -71,9 +68,9 @@ class MemoryPlan:
         return f"memory: {self.bytes / 1e6:,.0f} MB ({parts})"
 
     def take(self, advice: str = TRAINING_ADVICE) -> dict[str, np.ndarray]:
-        """All arrays, zeroed. Raises UserError, before anything is taken, where the machine has less memory; `advice`
-        says how to need less."""
-        free = room()
+        """Allocates all arrays, zeroed. Raises UserError before it allocates if the machine has too little memory;
+        `advice` says how to need less."""
+        free = system_memory.room()
         if free is not None and self.bytes > free:
             raise UserError(
                 f"this needs {self.bytes / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free: {advice}"
@@ -98,54 +95,3 @@ def _map(size: int) -> tuple[mmap.mmap, int]:
         with contextlib.suppress(OSError):  # a kernel without huge pages: slower, and right
             buffer.madvise(mmap.MADV_HUGEPAGE)
     return buffer, start
-
-
-def room() -> int | None:
-    """Bytes that a plan may have: what is available, less what the rest of the system needs; None as there."""
-    available = available_memory()
-    return None if available is None else max(0, available - RESERVE)
-
-
-def available_memory() -> int | None:
-    """Bytes that can be taken without swapping, or None where the system does not say."""
-    limit = _cgroup_headroom()
-    try:
-        with open("/proc/meminfo") as lines:
-            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        try:
-            free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError, AttributeError):
-            return limit
-    return free if limit is None else min(free, limit)
-
-
-def _cgroup_headroom() -> int | None:
-    """What a container's limit leaves (cgroup v2), or None where there is no limit."""
-    try:
-        with open("/sys/fs/cgroup/memory.max") as maximum, open("/sys/fs/cgroup/memory.current") as current:
-            return int(maximum.read()) - int(current.read())
-    except (OSError, ValueError):
-        return None
-
-
-def physical_memory() -> int | None:
-    """Bytes of memory that this process could have, whoever has them now; None where the system does not say."""
-    try:
-        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
-    try:
-        return min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no container, or one without a limit
-        return whole
-
-
-def peak_memory() -> int:
-    """The most memory this process has held so far, in bytes (0 where the system does not say)."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,4 +1,4 @@
-"""How far a task is: a bar on a terminal, a line now and then in a pipe, nothing if it is quick."""
+"""Progress of a task: a bar on a terminal, a line from time to time in a pipe, nothing for a short task."""
 
 import sys
 import time
@@ -31,7 +31,7 @@ def duration(seconds: float) -> str:
 
 
 class Bar:
-    """What `bar` gives: call `advance` as the work gets done."""
+    """A progress bar, made by `bar`; the caller calls `advance` during the work."""
 
     def __init__(self, description: str, total: float | None, unit: str) -> None:
         self.description, self.total, self.unit = description, total, unit

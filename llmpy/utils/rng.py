@@ -67,7 +67,7 @@ class MersenneTwister:
         return order
 
     def state(self) -> dict[str, Any]:
-        """All that is needed to go on from here, in types that JSON can hold."""
+        """Returns the state of the generator as JSON types; the generator resumes from it."""
         inner = self._bits.state["state"]
         return {"key": inner["key"].tolist(), "pos": int(inner["pos"]), "spare_normal": self._spare_normal}
 

@@ -12,7 +12,7 @@ from llmpy.models.gpt2 import GPT2Config
 from llmpy.models.inference_weights import StoredWeights
 from llmpy.models.llama import LlamaConfig
 from llmpy.models.registry import new_decoder, new_model
-from llmpy.utils import memory
+from llmpy.utils import system_memory
 from tests.kernels.numerics import relative_error
 from tests.models.decoding import one
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_had_is_said(make, monkeypatch):
             make(LLAMA, context=context)
     decoder = make(LLAMA, 3)
     precision = "float32" if decoder.numbers is np.float32 else "bfloat16"
-    monkeypatch.setattr(memory, "available_memory", lambda: memory.RESERVE + decoder.memory.bytes - 1)
+    monkeypatch.setattr(system_memory, "available_memory", lambda: system_memory.RESERVE + decoder.memory.bytes - 1)
     with pytest.raises(UserError, match=r"GB are free: the cache holds 40 tokens of 3 texts.*--context"):
         new_decoder(decoder.weights, "reference", 3, None, precision)
     assert new_decoder(decoder.weights, "reference", 3, 39, precision).config.context == 39

@@ -10,7 +10,7 @@ from llmpy.models.gpt2 import GPT2Config
 from llmpy.models.inference_weights import Copy, Matrix, StoredWeights
 from llmpy.models.llama import LlamaConfig
 from llmpy.quant.types import BF16, F32, Q8_0
-from llmpy.utils import memory
+from llmpy.utils import memory, system_memory
 from llmpy.utils.memory import MemoryPlan
 from tests.formats.conftest import CONFIG, LLAMA, llama_parameters, make_model
 
@@ -118,7 +118,7 @@ def test_rows_that_blocks_do_not_fill_are_bfloat16():
 def test_there_must_be_memory_for_all_copies(monkeypatch):
     stored = StoredWeights.of(parameters_of(WIDE), WIDE)
     needed = []
-    monkeypatch.setattr(memory, "available_memory", lambda: needed.append(1) or memory.RESERVE + 1000)
+    monkeypatch.setattr(system_memory, "available_memory", lambda: needed.append(1) or system_memory.RESERVE + 1000)
     monkeypatch.setattr(memory, "_map", lambda size: pytest.fail("taken"))
     with pytest.raises(UserError, match=r"needs 0\.0 GB of memory and .* free: choose a smaller model$"):
         stored.converted("BF16")

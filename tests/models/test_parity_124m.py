@@ -9,7 +9,7 @@ from llmpy.formats.tensor_map import parts
 from llmpy.models.gpt2 import GPT2
 from llmpy.models.presets import from_descriptor
 from llmpy.training.optimizer import AdamW
-from llmpy.utils.memory import available_memory
+from llmpy.utils.system_memory import available_memory
 from tests.kernels.numerics import relative_error
 
 B, T = 4, 64

@@ -15,7 +15,8 @@ from llmpy import UserError
 from llmpy.formats.huggingface import folder as huggingface
 from llmpy.models.gpt2 import GPT2, GPT2Config
 from llmpy.training import checkpoint
-from llmpy.training.config import TrainConfig, to_toml
+from llmpy.training.config import TrainConfig
+from llmpy.training.config_file import to_toml
 from llmpy.utils import atomic_files
 from tests.tiny_runs import files_of
 
@@ -156,7 +157,8 @@ def test_a_file_that_must_not_grow_larger_is_as_a_full_disk(run):
     script = f"""
 import resource, signal, sys
 from pathlib import Path
-from llmpy import UserError, checkpoint
+from llmpy import UserError
+from llmpy.training import checkpoint
 from tests.training.test_checkpoint import STATE, make_model
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))

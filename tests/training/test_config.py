@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmpy import UserError
-from llmpy.training.config import TrainConfig, as_settings, from_settings, merged, read_toml, to_toml
+from llmpy.training.config import TrainConfig, as_settings, from_settings, merged
+from llmpy.training.config_file import read_toml, to_toml
 
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)
 

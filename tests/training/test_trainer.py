@@ -14,7 +14,7 @@ from llmpy.kernels import cpu
 from llmpy.models.presets import is_descriptor
 from llmpy.training import checkpoint
 from llmpy.training.setup import with_absolute_paths
-from llmpy.utils import memory
+from llmpy.utils import system_memory
 from tests.tiny_runs import TEXT, VOCABULARY, events, losses, tiny, trained
 
 # ---- it learns ---------------------------------------------------------------------------------------------------
@@ -89,7 +89,8 @@ def test_what_is_left_open_is_chosen_and_written_down(data, out):
 
 def test_the_config_of_a_run_repeats_it(data, tmp_path):
     trained(tiny(data), tmp_path / "first")
-    from llmpy.training.config import from_settings, read_toml
+    from llmpy.training.config import from_settings
+    from llmpy.training.config_file import read_toml
 
     trained(from_settings(read_toml(tmp_path / "first" / "config.toml")), tmp_path / "second")
     assert losses(tmp_path / "first") == losses(tmp_path / "second")
@@ -261,22 +262,22 @@ def test_a_vocabulary_larger_than_the_models_is_refused(tmp_path, data, own_cach
 def test_too_little_memory_is_said_with_what_would_fit(data, monkeypatch):
     def room(batch_size, recompute=0):
         config = tiny(data, batch_size=batch_size, layers=4, recompute=recompute)
-        return Trainer(config, quiet=True).model.memory.bytes + memory.RESERVE
+        return Trainer(config, quiet=True).model.memory.bytes + system_memory.RESERVE
 
     rooms = room(5), room(1) - 1, room(1, recompute=1) - 1
     config = tiny(data, batch_size=20, layers=4)
-    monkeypatch.setattr(memory, "available_memory", lambda: rooms[0])
+    monkeypatch.setattr(system_memory, "available_memory", lambda: rooms[0])
     with pytest.raises(
         UserError, match=r"--batch-size 20 of 12 tokens needs .* GB .* are free: --batch-size 5 would fit"
     ):
         Trainer(config, quiet=True)
-    monkeypatch.setattr(memory, "available_memory", lambda: rooms[1])
+    monkeypatch.setattr(system_memory, "available_memory", lambda: rooms[1])
     with pytest.raises(UserError, match=r"--batch-size 1 with --recompute 1 would fit"):
         Trainer(config, quiet=True)
-    monkeypatch.setattr(memory, "available_memory", lambda: rooms[2])
+    monkeypatch.setattr(system_memory, "available_memory", lambda: rooms[2])
     with pytest.raises(UserError, match=r"--batch-size 1 with --recompute 2 would fit"):
         Trainer(config, quiet=True)
-    monkeypatch.setattr(memory, "available_memory", lambda: memory.RESERVE)
+    monkeypatch.setattr(system_memory, "available_memory", lambda: system_memory.RESERVE)
     with pytest.raises(UserError, match=r"the model alone takes .* GB, so choose a smaller one"):
         Trainer(config, quiet=True)
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from llmpy import UserError
-from llmpy.models.gpt2 import GPT2, GPT2Config
-from llmpy.utils import memory
+from llmpy.models.config import GPT2Config
+from llmpy.models.gpt2 import GPT2
+from llmpy.utils import memory, system_memory
 from llmpy.utils.memory import ALIGNMENT, MemoryPlan
 
 
@@ -42,14 +43,14 @@ def test_the_plan_knows_its_size_and_says_it_by_group(plan):
 
 
 def test_too_much_is_refused_before_it_is_taken(plan, monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: memory.RESERVE + plan.bytes - 1)
+    monkeypatch.setattr(system_memory, "available_memory", lambda: system_memory.RESERVE + plan.bytes - 1)
     monkeypatch.setattr(memory, "_map", lambda size: pytest.fail("taken"))
     with pytest.raises(UserError, match=r"needs 0\.0 GB of memory and 0\.0 GB are free: lower --batch-size"):
         plan.take()
 
 
 def test_where_the_system_does_not_say_it_is_tried(plan, monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: None)
+    monkeypatch.setattr(system_memory, "available_memory", lambda: None)
     assert plan.take()["b"].shape == (1,)
     plan.add("x", "absurd", 2**60)
     with pytest.raises(UserError, match="the system refused"):
@@ -57,9 +58,9 @@ def test_where_the_system_does_not_say_it_is_tried(plan, monkeypatch):
 
 
 def test_the_machine_has_memory_and_this_process_some_of_it():
-    available = memory.available_memory()
+    available = system_memory.available_memory()
     assert available is None or available > 0
-    assert memory.peak_memory() >= 0
+    assert system_memory.peak_memory() >= 0
 
 
 def test_a_model_takes_what_its_plan_says_and_less_with_recomputation():

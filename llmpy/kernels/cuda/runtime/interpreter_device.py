@@ -12,7 +12,7 @@ import numpy as np
 
 from llmpy.kernels.cuda.runtime.arena import ALIGNMENT, aligned
 from llmpy.kernels.cuda.runtime.transfers import check_batch, check_delivery
-from llmpy.utils import memory
+from llmpy.utils import system_memory
 
 
 class Host:
@@ -23,8 +23,8 @@ class Host:
     stream = 0
 
     def memory(self) -> tuple[int, int]:
-        whole = memory.physical_memory() or 0
-        free = memory.available_memory()
+        whole = system_memory.physical_memory() or 0
+        free = system_memory.available_memory()
         return whole if free is None else free, whole
 
     def take(self, size: int) -> tuple[int, Any]:
