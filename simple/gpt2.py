@@ -217,7 +217,7 @@ def parameter_shapes(config):
 
 
 def activation_shapes(config, B, T):
-    """What forward saves for backward, then the gradients of activations, which all layers share."""
+    """Shapes of the activations saved for backward, then of the activation gradients, which all layers share."""
     N, V, L, NH, C = B * T, config.V, config.L, config.NH, config.C
     # fmt: off
     return {

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def of_cpu() -> list[Part]:
-    """What training on the CPU needs."""
+    """Checks the parts that training on the CPU needs."""
     return [Part("Python", platform.python_version()), _package("numpy"), _package("numba"), _processor()]
 
 
@@ -52,7 +52,7 @@ def _package(name: str) -> Part:
 
 
 def _processor() -> Part:
-    """With the instructions that its kernels are made of."""
+    """Describes the processor, with the instruction set of its kernels."""
     name = "processor"
     try:
         from llmpy.kernels import cpu

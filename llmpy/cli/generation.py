@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int | None, steps_help
 
 
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `Engine.generate` takes of the flags, the seed apart."""
+    """Keyword arguments of `Engine.generate` from the flags, except the seed."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "repetition_window")
     return {name: getattr(args, name) for name in names}
 

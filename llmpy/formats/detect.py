@@ -1,4 +1,4 @@
-"""What a file or folder is, from its first bytes and its name."""
+"""Detection of a file's or folder's format, from its first bytes and its name."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Q8Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes say, checked against the size of the file."""
+    """Fields of the header, checked against the size of the file."""
 
     version: int
     config: LlamaConfig

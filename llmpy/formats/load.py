@@ -43,7 +43,7 @@ class LoadedModel:
 
     @cached_property
     def parameters(self) -> Parameters:
-        """All of it in float32, read when it is first asked for. Raises UserError where there is no memory for it."""
+        """Parameters in float32, read at first use. Raises UserError if memory does not suffice."""
         return self.read_parameters()
 
     @cached_property

@@ -12,8 +12,11 @@ from llmpy.tokenization.base import Tokenizer
 
 
 def open_tokenizer(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
-    """What `--tokenizer` says: what `Tokenizer.from_spec` takes, a folder with a tokenizer in it, a GGUF, or the name
-    of a model on the hub. UserError where there is none."""
+    """Opens the tokenizer that `--tokenizer` names.
+
+    `spec` is a spec of `Tokenizer.from_spec`, a folder that holds a tokenizer, a GGUF, or a model's name on the hub.
+    Raises UserError if no tokenizer is found.
+    """
     path = Path(spec).expanduser()
     if path.is_dir():
         names = (hub.TOKENIZER, hub.SENTENCEPIECE)

@@ -1,4 +1,4 @@
-"""From the messages of a conversation to the tokens that a model was taught to answer to.
+"""Chat templates: turn the messages of a conversation into the prompt tokens that a model was trained on.
 
 Templates are Jinja's, in the form that Hugging Face's models bring with them; ours are written in it too. They are
 other people's programs: they run in a sandbox that lets them read the messages and no more.

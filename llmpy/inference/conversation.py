@@ -21,11 +21,11 @@ ROOM = 4  # one part in so many of the context is kept for the answer
 
 
 class Conversation:
-    """Holds the messages. `forgotten` counts those that the context had no room for any more; the system's text stays.
+    """Messages of a conversation. `forgotten` counts messages dropped from a full context; the system text stays.
 
-    `max_tokens` bounds an answer (None: by the context; with it, an answer may go on beyond that as the engine's
-    `overflow` says); `options` are those of `Engine.generate`. Every answer
-    draws with a seed of its own, counted on from `seed`.
+    `max_tokens` bounds an answer; None bounds it by the context. With `max_tokens`, an answer may continue past the
+    context, as the engine's `overflow` says. `options` are those of `Engine.generate`. Every answer draws with its own
+    seed, counted up from `seed`.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Conversation:
 
     @property
     def messages(self) -> list[Message]:
-        """All that the model will be told of."""
+        """Messages that the prompt contains."""
         return [*self._system, *self._turns]
 
     def reset(self) -> None:

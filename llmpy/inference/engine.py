@@ -26,9 +26,9 @@ from llmpy.tokenization.base import StreamDecoder, Tokenizer
 
 
 class Model(Protocol):
-    """What the engine needs of a model: `llmpy.load` gives one, a model in training is one.
+    """The part of a model that the engine needs; `llmpy.load` returns one, and a model in training is one.
 
-    One that has weights as they are stored, `.stored`, is run as they are; one in training by its `.parameters`.
+    A loaded model runs on its stored weights (`.stored`), a model in training on its `.parameters`.
     """
 
     @property
@@ -63,8 +63,10 @@ class Engine:
         self._batch: Batch | None = None
 
     def batch(self, slots: int = 8) -> Batch:
-        """What continues up to `slots` texts side by side, in memory of its own, and has others wait: for a server, or
-        for many who converse. Raises UserError where there is not the memory."""
+        """Returns a Batch that decodes up to `slots` texts together and queues the others, as a server needs.
+
+        The batch has its own KV cache. Raises UserError if memory does not suffice.
+        """
         if slots < 1:
             raise UserError(f"a batch has 1 slot or more, not {slots}")
         self._placed = self._placed or on_backend(self.weights, self.backend)
@@ -187,7 +189,7 @@ class Engine:
 
 
 def _weights_of(model: Model, precision: str, backend: str) -> tuple[StoredWeights, str]:
-    """What to generate with, and the precision of the cache and the activations."""
+    """Returns the weights to generate with, and the precision of KV cache and activations."""
     stored = getattr(model, "stored", None)
     if stored is None:
         matrix_of = kernels.load(backend).matrix_of

@@ -1,4 +1,4 @@
-"""What lies in the slots of a decoder's cache, whose it is, and what of it need not be read again."""
+"""KV-cache slots: ownership, eviction, and reuse of shared prefixes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ import numpy as np
 
 from llmpy.models.decoder import Decoder
 
-# What another text begins with is copied in whole steps of so many tokens, and as many are left to be read: products
-# of very few rows are made in another way, and no text may depend, by its last bits, on its neighbours.
+# Shared prefixes are copied in multiples of this many tokens, and at least as many tokens are left to prefill: a tiny
+# prefill uses another kernel, and the bits of a text must not depend on the other texts of the batch.
 SHARED = 16
 
 
 @dataclass(eq=False, slots=True)
 class History:
-    """A text that goes on over several requests: `tokens` are those of it, prompts and answers, that the model looks
-    back at.
+    """A text that continues over several requests; `tokens` holds the prompts and answers that the model attends to.
 
-    It keeps its slot of the cache until others need it, and is read again after that.
+    The history keeps its slot of the KV cache until other texts need the slot; afterwards its prompt is prefilled anew.
     """
 
     tokens: list[int] = field(default_factory=list)
-    kept: bool = True  # False: nobody will go on with it
+    kept: bool = True  # False: nobody will continue this history
     busy: bool = False  # a request is at work on it
 
 
@@ -42,7 +41,7 @@ class Slot:
     left: int = 0  # when the last request left it, counted in such events
 
     def common(self, prompt: list[int], of: History) -> int:
-        """How many of a history's tokens it holds already."""
+        """Counts the leading tokens of the prompt that the slot already holds for this history."""
         return _common(self.tokens, prompt, self.held) if self.of is of else 0
 
     def clear(self) -> None:
@@ -58,8 +57,10 @@ class Slots:
         self._events = 0
 
     def enter(self, history: History) -> Slot | None:
-        """A slot for the history: its own, an empty one, or that of who has been idle longest, of those that nobody
-        will go on with first. None where all are busy."""
+        """Returns a slot for the history: its own, an empty one, or the one that has been idle longest.
+
+        Slots of histories that nobody will continue are taken first. Returns None if all slots are busy.
+        """
         idle = [slot for slot in self._slots if slot.owner is None or not slot.owner.busy]
 
         def preference(slot: Slot) -> tuple[int, int]:
@@ -80,7 +81,7 @@ class Slots:
             slot.owner.busy = False
 
     def forget(self) -> None:
-        """All that nobody will go on with."""
+        """Clears the slots of all histories that nobody will continue."""
         for slot in self._slots:
             if slot.owner is None or not (slot.owner.busy or slot.owner.kept):
                 slot.owner = None
@@ -116,7 +117,7 @@ class Slots:
         slot.of, slot.tokens, slot.held, slot.read = slot.owner, list(tokens), len(tokens), len(tokens)
 
     def _longest_beginning(self, history: History, tokens: list[int]) -> tuple[Slot, int]:
-        """Of what others have read, the most that these tokens begin with: where, and how many of them."""
+        """Finds the longest prefix of these tokens in other slots: (slot, number of shared tokens)."""
         best, most = (self._slots[0], 0), len(tokens) - SHARED
         for slot in self._slots:
             if slot.of is history or slot.tokens[:SHARED] != tokens[:SHARED]:

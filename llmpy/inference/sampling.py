@@ -1,4 +1,4 @@
-"""From logits to the next token: greedy, temperature, top-k, top-p, as llama2.c and llm.c draw it; min-p; a penalty."""
+"""Sampling of the next token from logits: temperature, top-k, top-p (as in llama2.c), min-p, repetition penalty."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ RUN = 256  # weights that are added up together before their sum goes into a run
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose among tokens.
+    """Sampling settings.
 
-    temperature: 0 takes the likeliest token; 1 draws from the model's own distribution; more flattens it.
-    top_k: draw among the k likeliest (0: among all). top_p: draw among the fewest likeliest tokens whose
-    probabilities exceed p together (Holtzman et al. 2019; 0 or 1: among all). min_p: among what is left, draw only
-    what has at least this share of the likeliest one's probability (Nguyen et al. 2024; 0: all).
+    temperature: 0 takes the likeliest token; 1 samples the model's own distribution; a higher value flattens it.
+    top_k: samples among the k likeliest tokens (0: all). top_p: samples among the smallest set of likeliest tokens
+    whose probabilities sum to more than p (Holtzman et al. 2019; 0 or 1: all). min_p: of those, keeps only tokens with
+    at least this share of the likeliest token's probability (Nguyen et al. 2024; 0: all).
 
-    repetition_penalty divides the logits above 0 of the last `repetition_window` tokens, and multiplies those below,
-    once for a token however often it was there (Keskar et al. 2019, CTRL; over a window, the prompt's tokens among
-    them, as llama.cpp has it; 1: none). It comes first, and greedy choice heeds it too.
+    repetition_penalty divides positive logits of the last `repetition_window` tokens and multiplies negative ones, once
+    for each distinct token (Keskar et al. 2019, CTRL). As in llama.cpp, the window includes the prompt; 1 means none.
+    The penalty is applied first, also before a greedy choice.
     """
 
     temperature: float = 1.0
@@ -108,10 +108,11 @@ def sample(logits: np.ndarray, sampling: Sampling, random: Xorshift, recent: Col
 
 
 def _draw_likely(weights: np.ndarray, p: float, min_p: float, share: float) -> int:
-    """Of the likeliest that together exceed p, the one at which their running sum, from the likeliest on, exceeds this
-    share of it. Of equal weights the first comes first.
+    """Samples among the likeliest tokens whose probabilities together exceed p (top-p).
 
-    Numbers are sorted ten times faster than places in an array: the place is looked for when the number is known.
+    The result is the token at which the running sum, from the likeliest token on, exceeds `share` of the total. Ties:
+    of equal weights, the token with the smaller id comes first. Sorting values is ten times faster than sorting
+    indices, so the index is looked up once the value is known.
     """
     target = p * float(weights.sum(dtype=np.float64))
     likely = weights[weights >= RARE]

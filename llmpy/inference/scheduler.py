@@ -80,7 +80,7 @@ class Batch:
 
     @property
     def idle(self) -> bool:
-        """Nothing runs and nothing waits."""
+        """True if no request runs or waits."""
         return not self._running and not self._waiting
 
     def submit(
@@ -94,11 +94,11 @@ class Batch:
         logprobs: bool = False,
         history: History | None = None,
     ) -> Request:
-        """Put a prompt in the queue. `max_tokens` None: until a stop id, or where a full context is the end.
+        """Puts a prompt in the queue. With `max_tokens` None, generation ends at a stop id or with the context.
 
-        With a `history` the prompt begins with its tokens (those that it still has need no reading), and prompt and
-        answer become the history: to go on is `submit([*history.tokens, *more], history=history)`. A history has one
-        request at a time; another for it waits. Raises UserError for what cannot be done.
+        With a `history`, the prompt begins with the history's tokens (tokens still in its slot need no prefill), and
+        prompt and answer become the history: `submit([*history.tokens, *more], history=history)` continues it. A
+        history runs one request at a time; further ones wait. Raises UserError for a request that cannot run.
         """
         ids = checked_prompt(prompt, self.decoder.config.vocab_size, self.context, self.overflow)
         sampling = sampling or Sampling()
@@ -156,7 +156,7 @@ class Batch:
         return events
 
     def forget(self) -> None:
-        """What slots hold is not read from any more, but for histories that are kept: after the parameters changed."""
+        """Clears all slots except those of kept histories; call this after the parameters changed."""
         self._take_out_cancelled([])
         self._slots.forget()
         self.decoder.renew()
@@ -187,7 +187,7 @@ class Batch:
             self._running = [request for request in self._running if request.ended is None]
 
     def _make_room(self, events: list[Event]) -> list[Request]:
-        """In the contexts that are full. Those that are read again have their token with that -> the others."""
+        """Makes room in full contexts; returns the requests that still need a decode step (others got a token)."""
         full, self._full, self._changed = [request for request in self._full if request.ended is None], [], True
         for request in full:
             if self.overflow == "roll":
@@ -267,7 +267,7 @@ class Batch:
         self._running = [request for request in self._running if request.ended is None]
 
     def _fitted(self, slot: Slot, prompt: list[int]) -> list[int]:
-        """As much of a prompt as the context holds. What is forgotten is forgotten in the cache, where it is there."""
+        """Returns the part of a prompt that fits the context, and drops the rest from the cache slot too."""
         too_many, keep = len(prompt) - self.context, self._sinks
         if too_many <= 0:
             return prompt
@@ -282,7 +282,7 @@ class Batch:
 
 
 def overflow_of(can_shift: bool, overflow: str | None) -> str:
-    """What is done where a context is full. Raises UserError for what the decoder cannot do, or nobody."""
+    """Returns the action for a full context. Raises UserError for an unknown action or one that the decoder lacks."""
     if overflow is None:
         return "roll" if can_shift else "reread"
     if overflow not in OVERFLOWS:
@@ -293,7 +293,7 @@ def overflow_of(can_shift: bool, overflow: str | None) -> str:
 
 
 def checked_prompt(prompt: Sequence[int] | np.ndarray, vocab_size: int, context: int, overflow: str) -> list[int]:
-    """The ids. Raises UserError where there are none, one that the model does not know, or too many to go on."""
+    """Returns the prompt's ids. Raises UserError for an empty or too long prompt, and for an unknown id."""
     ids = np.asarray(prompt, np.int64)
     if ids.ndim != 1 or not len(ids):
         raise UserError("the prompt has no tokens: begin with the token that ends a text")

@@ -39,7 +39,7 @@ class StopStrings:
         return text[: len(text) - held]
 
     def finish(self) -> str:
-        """What is still held back at the end: it was no stop string after all."""
+        """Returns the text that was still held back at the end because it could have begun a stop string."""
         held, self._held = self._held, ""
         return held
 

@@ -80,7 +80,7 @@ class Tokenizer(ABC):
         """text -> ids, uint32 [n]. Text that looks like a special token is encoded as the text it is."""
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
-        """As `encode` for each of the texts, on several threads (default: all processors)."""
+        """Encodes each of the texts, on several threads (default: all processors)."""
         workers = threads or os.cpu_count() or 1
         # Groups of texts: handing a short one to another thread takes longer than encoding it.
         groups: list[list[str]] = [[]]
@@ -108,7 +108,7 @@ class Tokenizer(ABC):
         return b"".join(pieces)
 
     def bytes_after(self, previous: int | None, token: int) -> bytes:
-        """What a token stands for behind another one; `previous` is None where a text begins."""
+        """Returns a token's bytes behind the token `previous`, which is None at the beginning of a text."""
         return self.token_bytes(token)
 
     def token_bytes(self, token: int) -> bytes:
@@ -166,7 +166,7 @@ class Tokenizer(ABC):
 
     @staticmethod
     def from_spec(spec: str, texts: Iterable[str] = ()) -> Tokenizer:
-        """What `--tokenizer` says; `texts` is what bpe:N is trained on."""
+        """Returns the tokenizer that `--tokenizer` names; bpe:N is trained on `texts`."""
         if spec == "bytes":
             return ByteTokenizer()
         if spec == "gpt2":
@@ -219,7 +219,7 @@ class BytePairTokenizer(Tokenizer):
             return np.concatenate([self._encoding.encode_to_numpy(part, disallowed_special=()) for part in parts])
 
     def _encode_group(self, texts: list[str]) -> list[np.ndarray]:
-        """All in one call, end-of-text between them: a call for each short text would cost as much as its encoding."""
+        """Encodes all texts in one call, joined by end-of-text: a call a text would cost as much as the encoding."""
         if not texts or self.end_of_text is None or any(END_OF_TEXT in text for text in texts):
             return super()._encode_group(texts)
         try:
@@ -320,7 +320,7 @@ class StreamDecoder:
         return self._decoder.decode(data)
 
     def finish(self) -> str:
-        """What is left at the end: "" or U+FFFD for a character that never was completed."""
+        """Returns the rest at the end: "", or U+FFFD for an incomplete character."""
         return self._decoder.decode(b"", final=True)
 
 

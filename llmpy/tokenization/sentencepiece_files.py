@@ -36,7 +36,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
 
 @dataclass(frozen=True)
 class Pieces:
-    """By id: the text (with U+2581 for a space), the score (the highest is merged first) and the kind."""
+    """Pieces by id: text (U+2581 for a space), score (the highest is merged first) and kind."""
 
     texts: list[str]
     scores: list[float]

@@ -28,7 +28,7 @@ _MODEL_SWITCHES = (
 
 
 def byte_characters() -> list[str]:
-    """What stands for each byte in a byte-level vocabulary: itself if it is visible, else a character from 256 on."""
+    """Returns the character of each byte in a byte-level vocabulary: itself if visible, else one from 256 on."""
     visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     characters, hidden = [], 0
     for byte in range(256):

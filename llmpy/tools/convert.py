@@ -1,4 +1,4 @@
-"""From one file format to another: models, tokenizers and token shards, each written whole or not at all."""
+"""Conversion between file formats: models, tokenizers and token shards, each written whole or not at all."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _write_model(target: Path, model: LoadedModel, to: str, dtype: str) -> None:
 
 
 def _target_for(kind: str | None, target: Path) -> str | None:
-    """What to write; None where the family of the model decides."""
+    """Returns the target format; None if the model's family decides."""
     if kind == detect.SHARD:
         return "shard"
     if kind in detect.TOKENIZERS:
@@ -113,7 +113,7 @@ def _convert_tokenizer(source: str, path: Path, kind: str | None, target: Path) 
 
 
 def _check_for_llama2c(source: str, tokenizer: Tokenizer | None) -> None:
-    """Who converts a Llama's tokenizer to a .bin wants llama2.c to read it, and not llm.c."""
+    """Checks that a Llama's tokenizer can become a .bin of llama2.c: for a Llama, llm.c's format is not meant."""
     if tokenizer is not None and not isinstance(tokenizer, SentencePieceTokenizer):
         raise UserError(
             f"{source} has the tokenizer {tokenizer.name}, and llama2.c's tokenizer.bin holds SentencePiece's: train "

@@ -1,4 +1,4 @@
-"""What `llmpy info` says of a file or folder: what it is, its sizes, and whether it is sound."""
+"""Descriptions for `llmpy info`: format, sizes, and whether a file or folder is intact."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def describe(path: Path, tokenizer: Tokenizer | None = None) -> Description:
 
 
 def _run(path: Path, description: Description, tokenizer: Tokenizer | None) -> None:
-    """Its checkpoints, last losses, and the model of the newest checkpoint."""
+    """Describes a run folder: checkpoints, last losses, and the model of the newest checkpoint."""
     steps = sorted(step for step in path.glob("step_*") if step.is_dir())
     complete = [step.name for step in steps if (step / detect.DONE).exists()]
     description.facts["checkpoints"] = complete or "none complete"

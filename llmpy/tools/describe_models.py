@@ -1,4 +1,4 @@
-"""What `llmpy info` says of models: their sizes, their tensors, and whether every number is one."""
+"""Descriptions of models for `llmpy info`: sizes, tensors, and whether all elements are finite."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def llama2c_model(path: Path, description: Description, _: Tokenizer | None) -> 
 
 
 def gguf_file(path: Path, description: Description, _: Tokenizer | None) -> None:
-    """Any GGUF whose tensors are of types that are read; whether the model in it can be run is one of the facts."""
+    """Describes any GGUF with readable tensor types, and tells whether its model can run."""
     file = GGUFFile(path)
     for name in ("architecture", "name"):
         if (value := file.metadata.get(f"general.{name}")) is not None:
@@ -97,7 +97,7 @@ def gguf_file(path: Path, description: Description, _: Tokenizer | None) -> None
 
 
 def torch_file(path: Path, description: Description, _: Tokenizer | None) -> None:
-    """Any file of torch.save that holds plain data; the model of llama2.c, where it is one."""
+    """Describes any torch.save file with plain data; also the model, if it is one of llama2.c."""
     whole = pytorch_files.read_torch_file(path)
     try:
         config = meta_llama.open_checkpoint(path).config
@@ -181,7 +181,7 @@ def _sizes_of_llama(config: Any) -> dict[str, Any]:
 
 
 def _tokenizer_of(path: Path, config: ModelConfig, description: Description) -> None:
-    """Where its tokenizer is; one with tokens that the model does not know is not its own."""
+    """Adds the place of the tokenizer; a tokenizer with more tokens than the model does not belong to it."""
     source = find_tokenizer(path, config)
     description.facts["tokenizer"] = "none beside it" if source is None else str(source)
     if isinstance(source, Path) and (size := load_tokenizer(source).vocab_size) > config.vocab_size:

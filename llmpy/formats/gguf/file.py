@@ -60,7 +60,7 @@ class StoredTensor:
 
 
 class GGUFFile:
-    """An open file: `metadata` by key and `tensors` by name. An array of numbers is an ndarray, one of texts a list.
+    """An open GGUF file: `metadata` by key, `tensors` by name. A numeric array is an ndarray, a text array a list.
 
     Raises UserError, in one line that names the file, for what is cut off, damaged or of a type that is not read.
     """
@@ -148,7 +148,7 @@ class _Cursor:
         return UserError(f"{self.path} is damaged: {why}")
 
     def take(self, size: int) -> int:
-        """Where the next `size` bytes begin; the cursor moves behind them."""
+        """Returns the offset of the next `size` bytes and moves the cursor behind them."""
         if size > len(self.map) - self.at:
             raise UserError(f"{self.path} is cut off or damaged: its header does not end")
         self.at += size
@@ -186,7 +186,7 @@ class _Cursor:
         return self._texts(count)
 
     def _texts(self, count: int) -> list[str]:
-        """As `text` for each, for a vocabulary of a hundred thousand."""
+        """Reads `count` texts in one loop, fast enough for a vocabulary of a hundred thousand."""
         if count * 8 > len(self.map) - self.at:
             raise self.damaged(f"an array of {count} texts")
         texts, at, unpack = [], self.at, struct.Struct("<Q").unpack_from

@@ -95,8 +95,9 @@ def _shortest(value: Any) -> Any:
 
 
 def _scaling(file: GGUFFile, config: LlamaConfig) -> RopeScaling | None:
-    """From the factors by which the frequencies are divided, one for each pair of channels. UserError for others than
-    those of Llama 3.
+    """Returns Llama 3's RoPE scaling from the stored frequency divisors, one for each pair of channels.
+
+    Raises UserError for any other scaling.
     """
     tensor = file.tensors.get(_ROPE_FACTORS)
     if tensor is None:
@@ -114,8 +115,10 @@ def _scaling(file: GGUFFile, config: LlamaConfig) -> RopeScaling | None:
 
 
 def rope_factors(config: LlamaConfig, scaling: RopeScaling) -> np.ndarray:
-    """By what Llama 3.1 divides the frequency of each pair of channels, [hs/2]: 1 where a pair turns often within the
-    first context, `factor` where it does not turn once, and a blend between the two.
+    """Returns the divisors [hs/2] that Llama 3.1 applies to the frequency of each pair of channels.
+
+    A divisor is 1 for a pair that rotates often within the original context, `factor` for one that does not complete a
+    rotation, and a blend in between.
     """
     turns = config.rope_theta ** (-np.arange(0, config.head_size, 2) / config.head_size)
     turns *= scaling.original_context / (2 * np.pi)

@@ -88,7 +88,7 @@ def _sentencepiece(file: GGUFFile) -> Tokenizer:
 
 
 def _byte_level(file: GGUFFile) -> Tokenizer:
-    """By way of a tokenizer.json for Hugging Face's library."""
+    """Builds a byte-level tokenizer by writing a tokenizer.json for Hugging Face's library."""
     texts, pre = _texts(file, "tokens"), file.metadata.get(f"{_KEY}pre", "default")
     if pre not in _PATTERNS:
         raise UserError(f"{file.path}: {_KEY}pre is {str(pre)[:40]!r}, readable are {', '.join(_PATTERNS)}")

@@ -1,4 +1,4 @@
-"""What config.json says of a GPT-2: its fields, read into a GPT2Config and written from one."""
+"""GPT-2 in config.json: fields read into a GPT2Config and written from one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def config_of(fields: dict[str, Any], path: Path) -> GPT2Config:
 
 
 def fields_of(config: GPT2Config) -> dict[str, Any]:
-    """What config.json says of the model."""
+    """Returns the fields of config.json for a GPT-2."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",

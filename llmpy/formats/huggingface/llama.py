@@ -1,5 +1,4 @@
-"""What config.json says of a model of the Llama family: Llama, Mistral, Qwen 2, read into a LlamaConfig and written
-from one.
+"""Llama, Mistral and Qwen 2 in config.json: fields read into a LlamaConfig and written from one.
 
 `transformers` 5 keeps theta and scaling in `rope_parameters`, older releases in `rope_theta` and `rope_scaling`: both
 are read, and the older fields are written, which both understand.
@@ -98,7 +97,7 @@ def _rope(fields: dict[str, Any], path: Path) -> tuple[Any, RopeScaling | None]:
 
 
 def fields_of(config: LlamaConfig) -> dict[str, Any]:
-    """What config.json says of the model: a Llama, or a Qwen 2 where q, k and v have biases."""
+    """Returns the fields of config.json: of a Llama, or of a Qwen 2 if q, k and v have biases."""
     scaling = None
     if config.rope_scaling is not None:
         scaling = {"rope_type": "llama3"}

@@ -46,7 +46,7 @@ class DebugState:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of one tensor: the largest absolute difference, and the norm of the difference over the norm expected."""
+    """Difference of one tensor: largest absolute difference, and norm of the difference over the expected norm."""
 
     name: str
     absolute: float

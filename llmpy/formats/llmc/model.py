@@ -32,7 +32,7 @@ CHUNK = 4 * 2**20  # numbers converted and copied at a time
 
 @dataclass(frozen=True)
 class ModelHeader:
-    """What the header of a model file says, checked against the size of the file."""
+    """Fields of a model file's header, checked against the size of the file."""
 
     config: GPT2Config
     dtype: str  # "float32" or "bfloat16"

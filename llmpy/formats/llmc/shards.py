@@ -48,7 +48,7 @@ def is_shard(path: str | os.PathLike[str]) -> bool:
 
 
 def shard_info(path: str | os.PathLike[str]) -> ShardInfo:
-    """What the header says, checked against the size of the file. UserError for what is no whole shard."""
+    """Reads a shard's header and checks it against the file size. Raises UserError for an incomplete shard."""
     try:
         with open(path, "rb") as file:
             header = file.read(12)

@@ -1,8 +1,8 @@
-"""What `torch.save` writes (`ckpt.pt`, `consolidated.00.pth`), read without PyTorch and without running what it holds.
+"""Reader of `torch.save` files (`ckpt.pt`, `consolidated.00.pth`) that needs no PyTorch and runs no code of the file.
 
 The file is a zip archive, nothing in it compressed: `NAME/data.pkl`, a pickle of containers and of tensors that name a
-storage, and `NAME/data/0`, `NAME/data/1`, ..., the numbers of the storages. Tensors are views of the memory-mapped
-file, so that what is not looked at is not read. Files that PyTorch wrote before 1.6 are no archives, and are refused.
+storage, and `NAME/data/0`, `NAME/data/1`, ..., the elements of the storages. Tensors are views of the memory-mapped
+file, so only accessed tensors are read. Files written before PyTorch 1.6 are no archives and are refused.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _ZIP_ERRORS = (zipfile.BadZipFile, ValueError, KeyError, RuntimeError, EOFError,
 
 
 class _Storage(NamedTuple):
-    """A row of numbers in the file: `size` of them from byte `start`."""
+    """A storage in the file: `size` elements from byte `start` on."""
 
     dtype: np.dtype
     start: int
@@ -51,7 +51,7 @@ class _Storage(NamedTuple):
 
 
 def read_torch_file(path: Path) -> Any:
-    """What was saved: containers as they were, every tensor a read-only array [shape] that lies in the file.
+    """Reads a saved object: its containers, with each tensor as a read-only array [shape] mapped from the file.
 
     bfloat16 is that of ml_dtypes; an ordered dict comes back as a dict. Raises UserError, in one line, for a file that
     is no such archive, is damaged, or holds anything but tensors and plain containers.
@@ -103,7 +103,7 @@ def _damaged(path: Path, why: str) -> UserError:
 
 
 def _check_stored(entry: zipfile.ZipInfo | None, path: Path) -> None:
-    """What is compressed may be a thousand times as large as the file."""
+    """Refuses a compressed entry, which could be a thousand times as large as the file."""
     if entry is None:
         return
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:

@@ -162,5 +162,5 @@ def _updated(table: Any, items: list[Any]) -> dict[Any, Any]:
 
 
 def dict_of_pairs(pairs: Any = ()) -> dict[Any, Any]:
-    """What `dict` and its like are called with in a pickle -> a dict, its keys checked."""
+    """Builds a dict, its keys checked, from the arguments with which a pickle calls `dict` and similar types."""
     return _updated({}, [value for pair in pairs for value in pair])

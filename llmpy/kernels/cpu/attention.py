@@ -1,10 +1,9 @@
-"""Causal self-attention in tiles: no T x T matrix, products on the GEMM's micro-kernel, softmax while the scores are in
-the cache.
+"""Causal self-attention in tiles: no T x T matrix, matmuls on the GEMM's micro-kernel, softmax on scores in the cache.
 
-The forward pass is FlashAttention's (Dao et al. 2022) turned on its side. Scores are made transposed, [keys, NR
-queries]: a query is a lane of a vector, softmax runs down the keys with no sums across lanes, and what it leaves is, as
-it lies (or rounded, in bfloat16), the panel that the product with V reads. The backward pass works on blocks of NR
-queries by NR keys, made again from q, k and the log-sum-exp, and adds the blocks up in a fixed order.
+The forward pass is a transposed FlashAttention (Dao et al. 2022). Scores are computed as [keys, NR queries]: a query is
+a lane of a vector, so softmax runs down the keys without sums across lanes, and its result has the layout of the packed
+panel that the matmul with V reads (rounded, in bfloat16). The backward pass recomputes blocks of NR queries by NR keys
+from q, k and the log-sum-exp, and adds the blocks up in a fixed order.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from llmpy.kernels.cpu.jit.scratch import scratch
 from llmpy.kernels.cpu.jit.vector_math import exp
 from llmpy.kernels.cpu.rope import rope_backward, rope_forward
 
-SQUARE = 16 if ISA.tile.width == 16 else 8  # the block in which results are turned; divides every NR
+SQUARE = 16 if ISA.tile.width == 16 else 8  # side of the blocks that transpose results; divides every NR
 LOWEST = np.float32(-3e38)
 transpose = make_transpose(SQUARE, Source.FLOATS)
 

@@ -1,4 +1,4 @@
-"""The language-model head and cross-entropy together, a few rows at a time: the [N, V] logits never exist at once."""
+"""Language-model head and cross-entropy together, some rows at a time: the [N, V] logits never exist at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def classifier_forward(losses, x, w, targets, logits):
 
 
 def classifier_backward(losses, dx, dw, x, w, targets, scale, logits, accumulate=True):
-    """As forward, and the gradients of scale * losses.sum(): dx [N, C] is written, dw [V, C] added to (or written)."""
+    """Computes losses and the gradients of scale * losses.sum(): overwrites dx [N, C], accumulates dw [V, C]."""
     for rows in _chunks(len(x), len(logits)):
         chunk = logits[: rows.stop - rows.start]
         linear_forward(chunk, x[rows], w)

@@ -18,7 +18,7 @@ def rope_forward(x, cos, sin, interleaved=True, positions=None):
 
 
 def rope_backward(dx, cos, sin, interleaved=True, positions=None):
-    """dy, in the same memory, -> dx: turned back, for a rotation's transpose is its inverse."""
+    """Overwrites dy by dx: the inverse rotation, because the transpose of a rotation is its inverse."""
     _turn(dx, cos, sin, interleaved, positions, -1.0)
 
 

@@ -174,7 +174,7 @@ def _address(array: np.ndarray) -> int:
 
 
 def _matrices_of(layer: Any, width: int) -> list[Matrix | None]:
-    """In the order of the table."""
+    """Matrices of a layer, in the order of the table."""
     if hasattr(layer, "qkv"):
         heads = [layer.qkv[start : start + width] for start in (0, width, 2 * width)]
         return [*heads, layer.attproj, layer.fc, None, layer.fcproj]
@@ -206,7 +206,7 @@ def _vectors_of(weights: StoredWeights) -> dict[str, np.ndarray]:
 
 @entry(2)
 def take_part(block, thread):
-    """What each thread does, from the first layer to the logits."""
+    """Runs one thread's share of a decode step, from the first layer to the logits."""
     m = model_at(block)
     first = (thread + 1) * m.slots if m.S <= FEW else 0
     normed, forms = matrix_of(m, NORMED)[first:], forms_of(m, first)

@@ -28,7 +28,7 @@ from llmpy.kernels.cpu.jit.llvm_ir import F32, I32, I64, broadcast, call, declar
 
 PAIRS = ISA.bfloat16 == "pairs"
 
-# Kinds of numbers by the code that GGUF gives them, which is `BlockType.code`.
+# Element types by GGUF's code, which is `BlockType.code`.
 KINDS = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 12: "Q4_K", 14: "Q6_K", 30: "BF16"}
 FLOATS, HALVES, BYTES = 1, 2, 4  # the forms of a vector
 

@@ -31,7 +31,7 @@ def repeat(build: ir.IRBuilder, start: Any, end: Any, step: int, body: Any) -> N
 
 
 def load_at(build: ir.IRBuilder, address: Any, offset: Any, kind: Any) -> Any:
-    """What lies `offset` bytes (a value or a number) behind an address."""
+    """Loads the value that lies `offset` bytes (an LLVM value or an int) behind an address."""
     if isinstance(offset, int):
         offset = I64(offset)
     return build.load(build.inttoptr(build.add(address, offset), kind.as_pointer()), align=1)

@@ -47,7 +47,7 @@ class ByteDots(Dots):
     # ---- blocks of 32: Q8_0, Q4_0, Q4_1 ----
 
     def blocks(self, k: Any) -> None:
-        """As many blocks as there are lanes for, at number k of the rows."""
+        """Emits one step over as many blocks as fit the lanes, at block k of the rows."""
         build = self.build
         size = {"Q8_0": 34, "Q4_0": 18, "Q4_1": 20}[self.kind]
         count = 4 * self.lanes // GROUP

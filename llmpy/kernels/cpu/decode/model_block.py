@@ -1,4 +1,4 @@
-"""What the phases of decoding work on: sizes, arrays and addresses, in one block of integers (decode.py)."""
+"""Description of a model for the decode phases: sizes, arrays and addresses in one block of integers."""
 
 from __future__ import annotations
 
@@ -121,6 +121,6 @@ def done(m, phase):
 
 @helper
 def wait(m, phase, tasks):
-    """Until all tasks of a phase are done -> the next phase."""
+    """Waits until all tasks of a phase are done and returns the next phase."""
     wait_until(np.uintp(m.counters + phase * COUNTER_BYTES + COUNTER_BYTES // 2), tasks)
     return phase + 1

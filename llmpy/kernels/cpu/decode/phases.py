@@ -61,20 +61,22 @@ for _code, _title in KINDS.items():
 
 @helper
 def _tasks_for(m, pieces, products):
-    """Into how many tasks so many pieces of work go, which take so many products together."""
+    """Returns the number of tasks for so many pieces of work, which take `products` multiplications together."""
     return min(pieces, TASKS * m.threads, max(m.threads, products // SMALL))
 
 
 @helper
 def _cut(rows, task, tasks):
-    """Where a task's share of the rows begins: at a whole bundle, or at the end."""
+    """Returns the first row of a task's share: a multiple of the bundle size, or the end."""
     return rows if task == tasks else rows * task // tasks // BUNDLE * BUNDLE
 
 
 @helper
 def _ask_for(m, weight, width):
-    """Has the beginnings of a product's first tasks come nearer, a product with vectors of `width`. A thread does so
-    before it waits: otherwise all would wait once more, for memory, when the product begins."""
+    """Prefetches the first rows of the next GEMV's first tasks (`width` columns).
+
+    A thread does this before it waits for the others: otherwise all threads would wait for memory as the GEMV starts.
+    """
     rows, row_bytes = weight[ROWS], weight[ROW_BYTES]
     tasks = _tasks_for(m, (rows + BUNDLE - 1) // BUNDLE, m.S * rows * width)
     for task in range(min(tasks, m.threads)):
@@ -107,7 +109,7 @@ def _normalize(y, x, w, b, eps):
 
 @helper
 def _make_forms(x, forms, room, needed):
-    """What of x [n] is needed beside itself: bfloat16 at byte 0 of its forms, bytes at 2 * room (see dots.py)."""
+    """Converts x [n] to the forms that GEMVs read: bfloat16 at byte 0, int8 blocks at 2 * room (see gemv.py)."""
     n = x.size
     if needed & HALVES:
         halves = forms[: 2 * n].view(np.uint16)
@@ -273,7 +275,7 @@ def make_heads(m, phase, layer, weights, x, forms, spare):
 
 @njit(fastmath={"nnan", "nsz", "reassoc"}, error_model="numpy")
 def _largest(x):
-    """Where NaN may be anything, the largest of many is found in vectors."""
+    """Returns the largest element; NaN may give any result, so the search is vectorized."""
     top = LOWEST
     for i in range(x.size):
         top = max(top, x[i])

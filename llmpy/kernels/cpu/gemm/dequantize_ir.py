@@ -1,4 +1,4 @@
-"""Rows of stored weights made float32 on their way into the panels of a product, a block at a time, as LLVM IR.
+"""Dequantization of stored rows to float32 while a GEMM packs its panels, block by block, as LLVM IR.
 
 The layouts are in llmpy/quant/types.py. Vectors are as long as a block's parts are, and LLVM cuts them into those that
 the processor has.
@@ -169,7 +169,9 @@ def _emit_widen_row(build: ir.IRBuilder, args: Any) -> None:
 
 @intrinsic
 def widen_row(typingctx, kind, row, start, n, out):
-    """n numbers of the row at the address `row`, of the type with this code (float16, or one in blocks) -> float32 at
-    the address `out`; `start` and n count whole blocks of numbers."""
+    """Dequantizes n elements of the row at address `row` to float32 at address `out`.
+
+    `kind` is the code of the stored type (float16 or a quantized one); `start` and n are multiples of its block size.
+    """
     signature = types.void(types.int64, types.uintp, types.int64, types.int64, types.uintp)
     return signature, llvm_ir.call("llmpy_widen_row", [I64] * 5, _emit_widen_row)

@@ -1,4 +1,4 @@
-"""What follows a matrix product, done on each tile of sums while it is in the first cache."""
+"""Epilogues of a GEMM, applied to each tile of sums while the tile is in the L1 cache."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ WHOLE_DEPTH = 4096  # up to here, sums that end in bfloat16 are made in one visi
 BLOCK_BYTES = 384 * 1024  # of the private operand packed at a time, in the L2 cache
 # What the largest block takes (one panel as deep as they come), and a tile of sums.
 PRIVATE_BYTES = max(BLOCK_BYTES, BFLOAT16.NR * WHOLE_DEPTH * BFLOAT16.item) + 128 * 1024
-PIECE = 256  # numbers of each row of a panel that are widened at a time: the largest block there is
+PIECE = 256  # elements of a panel's row that are dequantized at a time: the largest block there is
 PIECE_STRIDE = PIECE + 16  # rows of a panel must not all fall into the same sets of the first cache
 SHARED_BYTES = 16 * 1024 * 1024  # of the shared operand packed at a time
 
@@ -53,8 +53,10 @@ def _make_helpers(P: Products) -> tuple[Any, Any]:
 
     @helper
     def pack_blocks(panel, operand, first, rows, k, depth):
-        """As `pack`, of the rows from `first` on of a B in blocks: widened a piece at a time, and read again while the
-        cache has it. Rows that are missing stay 0."""
+        """Packs the rows from `first` on of a quantized B: dequantizes a piece into the cache, then packs it.
+
+        Rows beyond the matrix stay 0.
+        """
         space = np.zeros(NR * PIECE_STRIDE, np.float32)
         for at in range(0, depth, PIECE):
             n = min(PIECE, depth - at)
@@ -179,7 +181,7 @@ def _gemm_float32(c, a, b, share_a, K, task, bias, extra, pieces, threads, share
 
 @kernel(*_signature, precisions=("bfloat16",))
 def _gemm_bfloat16(c, a, b, share_a, K, task, bias, extra, pieces, threads, shared, private, count):
-    """As above, of bfloat16."""
+    """Runs the GEMM in bfloat16; see _gemm_float32."""
     for job in prange(pieces):
         operand, rows = (a, c.shape[0]) if share_a else (b, c.shape[1])
         _pack_shared_bfloat16(job, shared.ctypes.data, share_a, operand, rows, task)

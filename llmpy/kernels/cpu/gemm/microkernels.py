@@ -1,4 +1,4 @@
-"""What a matrix product is made of on this machine, in float32 and in bfloat16: the tile, its panels, their packing."""
+"""The GEMM's parts for this machine, in float32 and bfloat16: micro-kernel, panel layouts, packing."""
 
 from __future__ import annotations
 

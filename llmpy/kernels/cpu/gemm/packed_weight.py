@@ -29,7 +29,7 @@ def _padded(n: int, multiple: int) -> int:
 
 
 def weight_size(OC: int, C: int) -> int:
-    """How many bfloat16 numbers a weight [OC, C] takes."""
+    """Returns the number of bfloat16 elements that a packed weight [OC, C] takes."""
     if not PACKED:
         return OC * C
     return _padded(OC, P.NR) * P.padded(C) + _padded(C, P.NR) * P.padded(OC)
@@ -48,11 +48,11 @@ class Weight:
 
     @property
     def addresses(self) -> tuple[int, int]:
-        """Of the two halves (of the plain matrix and nothing, where there are none)."""
+        """Addresses of the two halves; of the plain matrix and 0 where the weight is not packed."""
         return (_address(self.rows), _address(self.columns)) if PACKED else (_address(self.numbers), 0)
 
     def operand(self, along: bool) -> Operand:
-        """For the GEMM: as B of y = x w^T (`along` its columns), or of dx = dy w."""
+        """Returns the weight as the GEMM's operand B: of y = x w^T (`along` its columns), or of dx = dy w."""
         OC, C = self.shape
         if not PACKED:
             return Operand(_address(self.numbers), C, along, False, False, 0)
@@ -68,7 +68,7 @@ def operand_of(matrix: Matrix) -> Operand:
 
 
 class _Floats:
-    """What NumPy takes for an array."""
+    """Memory that NumPy reads as an array."""
 
     def __init__(self, matrix: Matrix) -> None:
         where = {"data": (matrix.address, False), "shape": matrix.shape, "typestr": "<f4", "version": 3}

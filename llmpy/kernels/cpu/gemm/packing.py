@@ -28,7 +28,7 @@ class Panel(Enum):
 
     @property
     def bytes(self) -> int:
-        """Of a number."""
+        """Bytes of an element."""
         return 4 if self is Panel.FLOATS else 2
 
 

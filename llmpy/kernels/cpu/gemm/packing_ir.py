@@ -1,7 +1,7 @@
-"""How operands reach their panels, emitted as LLVM IR: a few vectors at a time, converted and turned on the way.
+"""Packing of operands into panels, emitted as LLVM IR: some vectors at a time, converted and transposed.
 
 A panel is made of 4-byte words: a float32, or a pair of bfloat16 that follow each other along the depth. `Source` says
-how words come out of a matrix; `make_copy` puts them down as they come, `make_transpose` turns a block of them.
+how words are read from a matrix; `make_copy` stores them in order, `make_transpose` transposes a block of them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from llmpy.kernels.cpu.jit.llvm_ir import (
 
 
 class Source(Enum):
-    """Where a vector of words comes from: row i of a matrix, or for pairs across the depth its rows 2 i and 2 i + 1."""
+    """Source of a vector of words: row i of a matrix; for pairs across the depth, its rows 2 i and 2 i + 1."""
 
     FLOATS = "float32 as they are"
     WIDENED = "bfloat16, made float32"
@@ -46,7 +46,7 @@ class Source(Enum):
 
     @property
     def bytes(self) -> int:
-        """Of memory along a row to one word."""
+        """Bytes along a row that make one word."""
         return {Source.FLOATS: 4, Source.WIDENED: 2, Source.PAIRS: 4, Source.ROUNDED_PAIRS: 8, Source.ROW_PAIRS: 2}.get(
             self, 4
         )

@@ -48,7 +48,7 @@ vector, matrix, cube = f32[::1], f32[:, ::1], f32[:, :, ::1]
 
 
 class Activations:
-    """In a signature: an array of the precision that a run computes in, float32 or (the bits of) bfloat16.
+    """Array type in a signature: the precision of the run, float32 or (the bits of) bfloat16.
 
     `or_float32`: in a bfloat16 run it may be either.
     """
@@ -91,15 +91,18 @@ class Kernel:
         return self.dispatcher.py_func.__name__.strip("_").replace("_", " ")
 
     def signatures(self, precision: str) -> Iterator[tuple[Any, ...]]:
-        """All that a run of this precision calls it with."""
+        """Yields all signatures that a run of this precision uses."""
         if precision in self._precisions:
             yield from product(
                 *[part.types(precision) if isinstance(part, Activations) else [part] for part in self._signature]
             )
 
     def compile(self, precision: str) -> None:
-        """For its own signatures and no others: arguments are converted (a float64 to float32, a contiguous array to
-        one with strides) where Numba would otherwise compile it again for them, in the middle of the first step."""
+        """Compiles the kernel for its own signatures and for no others.
+
+        Arguments are converted instead (float64 to float32, a contiguous array to a strided one): otherwise Numba would
+        compile another version in the middle of the first step.
+        """
         self.dispatcher.disable_compile(False)
         for signature in self.signatures(precision):
             if signature not in self.dispatcher.overloads:
@@ -248,6 +251,6 @@ def _start_assistant(precision: str) -> subprocess.Popen[bytes] | None:
 
 
 def compile_half(precision: str) -> None:
-    """What the second process does."""
+    """Compiles every second kernel: the task of the second process."""
     for each in _of(precision)[1::2]:
         each.compile(precision)

@@ -1,4 +1,4 @@
-"""Which vector instructions this processor has, and the shape of the GEMM tile that fits their registers.
+"""Instruction set of this processor, and the GEMM register tile (MR x NR) that fits it.
 
 A tile of C stays in registers while the depth streams by: `rows` broadcast values of A against `vectors` vectors of B.
 Its size is chosen so that the accumulators, the vectors of B and one broadcast fill the register file (32 registers, 16
@@ -108,7 +108,7 @@ def choose() -> InstructionSet:
 
 
 def notice() -> str | None:
-    """What a user should hear once: that AMX is there and may not be used. None where there is nothing to say."""
+    """Returns a message for the user: AMX exists but may not be used. None where there is nothing to tell."""
     if os.environ.get("LLMPY_ISA", "").strip() or not has_amx() or amx_is_permitted():
         return None
     return AMX_REFUSED
