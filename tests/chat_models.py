@@ -11,7 +11,7 @@ from llmpy.formats.huggingface import folder as huggingface
 from llmpy.models.llama import LlamaConfig
 from llmpy.models.parameters import Parameters
 from llmpy.tokenization.base import ByteTokenizer
-from tests.formats.conftest import llama_parameters
+from tests.model_files import llama_parameters
 
 START, END = 257, 258  # <|im_start|>, <|im_end|>
 TEMPLATE = (

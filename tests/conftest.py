@@ -4,6 +4,7 @@ import http.server
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -105,3 +106,47 @@ def data(tmp_path_factory) -> Path:
 def out(tmp_path) -> Path:
     """Where a run goes; not there yet."""
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def model() -> Any:
+    """A GPT-2 of odd sizes, on the reference backend."""
+    from tests.model_files import make_model
+
+    return make_model()
+
+
+@pytest.fixture
+def small_memory(monkeypatch) -> Callable[[Path], None]:
+    """`small_memory(path)` limits the memory of later reads to what a file of that size can justify."""
+    from llmpy.utils.memory import MemoryPlan
+
+    def limit(path: Path) -> None:
+        size = path.stat().st_size if path.exists() else 0
+        take = MemoryPlan.take
+
+        def checked(plan: MemoryPlan, *arguments: str) -> dict[str, Any]:
+            # elements in half precision double, and the vocabulary is padded to a multiple of 128 rows
+            assert plan.bytes <= 4 * size + 65536, f"{plan.bytes} bytes for a file of {size}"
+            return take(plan, *arguments)
+
+        monkeypatch.setattr(MemoryPlan, "take", checked)
+
+    return limit
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Path:
+    """A run with two complete checkpoints and one that was not finished."""
+    from llmpy.tokenization.base import ByteTokenizer
+    from tests.model_files import BYTES, make_model, write_checkpoint
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.toml").write_text("# llmpy train\n")
+    ByteTokenizer().save(folder / "tokenizer.json")
+    for step in (2, 10, 300):
+        made = make_model(BYTES)
+        made.parameters.lnfb[:] = step
+        write_checkpoint(folder / f"step_{step:08d}", made, sealed=step != 300)
+    return folder

@@ -8,7 +8,7 @@ import numpy as np
 from llmpy.inference.engine import Engine
 from llmpy.models.gpt2 import GPT2Config
 from llmpy.models.llama import LlamaConfig
-from tests.formats.conftest import llama_parameters, make_model
+from tests.model_files import llama_parameters, make_model
 
 GPT2 = GPT2Config(vocab_size=61, context=48, layers=2, heads=3, channels=12)
 LLAMA = LlamaConfig(61, 48, layers=2, heads=4, kv_heads=2, channels=24, hidden=40, rope_theta=500.0)

@@ -10,7 +10,7 @@ from llmpy.cli import main
 from llmpy.formats.huggingface import folder as huggingface
 from llmpy.formats.llmc import model as llmc
 from llmpy.tokenization.base import ByteTokenizer
-from tests.formats.conftest import BYTES, make_model
+from tests.model_files import BYTES, make_model
 
 
 @pytest.fixture(scope="session")

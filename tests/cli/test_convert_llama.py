@@ -9,8 +9,8 @@ import pytest
 from llmpy.formats import llama2c
 from llmpy.formats.huggingface import folder as huggingface
 from llmpy.tokenization.base import Tokenizer
-from tests.formats.conftest import LLAMA, llama_parameters
 from tests.formats.test_meta_llama import write_checkpoint
+from tests.model_files import LLAMA, llama_parameters
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from llmpy.cli import main
 from llmpy.formats.llmc import debug_state
 from llmpy.formats.llmc import model as llmc
-from tests.formats.conftest import BYTES, make_model, write_checkpoint
+from tests.model_files import BYTES, make_model, write_checkpoint
 
 FAST = ["--device", "reference"]
 

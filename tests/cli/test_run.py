@@ -15,7 +15,7 @@ from llmpy.cli import generation, main
 from llmpy.formats.llmc import model as llmc
 from llmpy.inference.scheduler import OVERFLOWS
 from llmpy.tokenization.base import ByteTokenizer
-from tests.formats.conftest import BYTES, make_model
+from tests.model_files import BYTES, make_model
 from tests.tiny_runs import tiny, trained
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,5 +1,6 @@
 """Prepared data: what llm.c would make of it, made once, whole or not at all."""
 
+import importlib
 import json
 import shutil
 
@@ -90,8 +91,8 @@ def test_the_tokenizer_never_sees_what_validates(tmp_path):
 def test_a_second_time_nothing_is_done(book, tmp_path, monkeypatch):
     first = prepare(book, "bpe:300")
     before = contents(first.folder)
-    monkeypatch.setattr(prepare, "_make", None)  # would fail if called
-    monkeypatch.setattr(prepare, "_trained", None)
+    monkeypatch.setattr("llmpy.data.prepare._make", None)  # would fail if called
+    monkeypatch.setattr("llmpy.data.prepare._trained", None)
     assert prepare(book, "bpe:300") == first
     shutil.copy(book, tmp_path / "copy.txt")
     (tmp_path / "elsewhere").mkdir()
@@ -210,7 +211,7 @@ def test_too_little_to_hold_out(tmp_path):
 
 
 def test_a_process_that_was_faster_wins(book, monkeypatch):
-    make = prepare._make
+    make = importlib.import_module(prepare.__module__)._make
     other = prepare(book, "bytes")
     kept = contents(other.folder)
     shutil.rmtree(other.folder)
@@ -223,7 +224,7 @@ def test_a_process_that_was_faster_wins(book, monkeypatch):
                 (other.folder / name).write_bytes(data)
         return made
 
-    monkeypatch.setattr(prepare, "_make", slow)
+    monkeypatch.setattr("llmpy.data.prepare._make", slow)
     assert prepare(book, "bytes") == other
     assert [path.name for path in other.folder.parent.iterdir()] == [other.folder.name]
 
@@ -236,6 +237,6 @@ def test_what_a_killed_process_left_is_cleared_away_a_day_later(book, monkeypatc
     prepare(book, "bytes")
     assert leftover.exists()
     shutil.rmtree(data.folder)
-    monkeypatch.setattr(prepare, "_ABANDONED", -1)
+    monkeypatch.setattr("llmpy.data.prepare._ABANDONED", -1)
     prepare(book, "bytes")
     assert not leftover.exists()

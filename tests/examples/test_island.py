@@ -13,7 +13,7 @@ from llmpy.formats.load import load_model
 from llmpy.inference.engine import prompt_ids
 from llmpy.inference.sampling import Sampling
 from llmpy.models.llama import LlamaConfig
-from tests.formats.conftest import llama_parameters
+from tests.model_files import llama_parameters
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, min_p=0.05)  # the minds'
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -14,8 +14,8 @@ from llmpy.formats.gguf.file import GGUFFile
 from llmpy.models.config import RopeScaling
 from llmpy.models.llama import LlamaConfig
 from llmpy.quant.types import BLOCK_TYPES, dequantize, dequantize_into
-from tests.formats.conftest import LLAMA, llama_parameters
 from tests.formats.damage import check_one_line, damaged, read_or_refuse
+from tests.model_files import LLAMA, llama_parameters
 
 gguf = pytest.importorskip("gguf")
 from tests.formats.gguf_files import QUANTS, names, write_llama  # noqa: E402

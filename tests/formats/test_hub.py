@@ -13,8 +13,8 @@ from llmpy.errors import UserError
 from llmpy.formats.huggingface import folder as huggingface
 from llmpy.formats.huggingface import hub
 from llmpy.tokenization.base import ByteTokenizer
-from tests.formats.conftest import CONFIG, make_model
 from tests.formats.test_huggingface import set_config, shard
+from tests.model_files import CONFIG, make_model
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

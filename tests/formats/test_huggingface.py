@@ -13,8 +13,8 @@ from llmpy.errors import UserError
 from llmpy.formats.huggingface import folder as huggingface
 from llmpy.formats.huggingface.safetensors import SafetensorsFile, TensorToWrite, write
 from llmpy.models.gpt2 import GPT2Config
-from tests.formats.conftest import CONFIG, make_model
 from tests.formats.damage import check_one_line, damaged, read_or_refuse
+from tests.model_files import CONFIG, make_model
 
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, CONFIG.context)).astype(np.int32)
 

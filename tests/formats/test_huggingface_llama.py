@@ -13,9 +13,9 @@ from llmpy.formats.huggingface import folder as huggingface
 from llmpy.formats.huggingface.safetensors import SafetensorsFile
 from llmpy.formats.tensor_map import take_parameters
 from llmpy.models.config import RopeScaling
-from tests.formats.conftest import LLAMA, llama_parameters
 from tests.formats.damage import check_one_line, damaged, read_or_refuse
 from tests.formats.test_huggingface import rewrite, set_config, tensors_of
+from tests.model_files import LLAMA, llama_parameters
 
 TOKENS = np.random.default_rng(0).integers(0, LLAMA.vocab_size, (2, LLAMA.context)).astype(np.int32)
 HALVES = replace(LLAMA, rope_interleaved=False)

@@ -13,8 +13,8 @@ from llmpy.formats import llama2c
 from llmpy.formats.tensor_map import parts, reorder
 from llmpy.models.llama import LlamaConfig
 from llmpy.models.presets import from_descriptor
-from tests.formats.conftest import LLAMA, llama_parameters
 from tests.formats.damage import damaged, read_or_refuse
+from tests.model_files import LLAMA, llama_parameters
 
 UNTIED = replace(LLAMA, tied=False)
 VERSIONS = [(version, config) for version in (0, 1, 2) for config in (LLAMA, UNTIED)]

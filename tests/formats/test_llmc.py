@@ -12,8 +12,8 @@ from llmpy.errors import UserError
 from llmpy.formats.llmc import model as llmc
 from llmpy.models.gpt2 import GPT2Config
 from llmpy.models.presets import from_descriptor
-from tests.formats.conftest import CONFIG, make_model
 from tests.formats.damage import damaged, read_or_refuse
+from tests.model_files import CONFIG, make_model
 
 DTYPES = {"float32": np.dtype("<f4"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 

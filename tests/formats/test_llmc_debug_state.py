@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from llmpy.errors import UserError
 from llmpy.formats.llmc import debug_state
 from llmpy.formats.llmc import model as llmc
-from tests.formats.conftest import CONFIG, make_model
 from tests.formats.damage import damaged, read_or_refuse
+from tests.model_files import CONFIG, make_model
 
 B, T = 2, 7  # shorter than the context, so that positions matter
 X, Y = np.random.default_rng(3).integers(0, CONFIG.vocab_size, (2, B, T)).astype(np.int32)

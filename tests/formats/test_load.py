@@ -17,9 +17,9 @@ from llmpy.formats.load import find_tokenizer
 from llmpy.formats.tensor_map import parts
 from llmpy.models.gpt2 import GPT2Config
 from llmpy.tokenization.base import ByteTokenizer, Tokenizer
-from tests.formats.conftest import BYTES, CONFIG, make_model
 from tests.formats.damage import read_or_refuse
 from tests.formats.test_meta_llama import write_checkpoint, write_folder
+from tests.model_files import BYTES, CONFIG, make_model
 
 
 def test_a_run_opens_at_its_newest_complete_checkpoint(run_folder):

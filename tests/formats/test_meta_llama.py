@@ -11,9 +11,9 @@ from llmpy.errors import UserError
 from llmpy.formats.pytorch import meta_llama
 from llmpy.formats.tensor_map import parts
 from llmpy.models.config import RopeScaling
-from tests.formats.conftest import LLAMA, llama_parameters
 from tests.formats.damage import check_one_line, damaged, read_or_refuse
 from tests.formats.test_pytorch_checkpoint import save, tensor
+from tests.model_files import LLAMA, llama_parameters
 
 UNTIED = replace(LLAMA, vocab_size=40, tied=False, context=2048)
 PARAMS = {"dim": 36, "n_layers": 3, "n_heads": 6, "n_kv_heads": 2, "vocab_size": -1, "norm_eps": 1e-5, "multiple_of": 4}

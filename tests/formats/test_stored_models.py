@@ -18,11 +18,11 @@ from llmpy.kernels import reference
 from llmpy.models.inference_weights import StoredWeights
 from llmpy.models.llama import LlamaConfig
 from llmpy.utils.memory import MemoryPlan
-from tests.formats.conftest import CONFIG, llama_parameters
 from tests.formats.damage import damaged, read_or_refuse
 from tests.formats.test_huggingface import rewrite, shard, tensors_of
 from tests.formats.test_meta_llama import named, write_checkpoint, write_folder
 from tests.formats.test_pytorch_checkpoint import save, tensor
+from tests.model_files import CONFIG, llama_parameters
 from tests.models.test_inference_weights import numbers
 
 LLAMA = LlamaConfig(vocab_size=40, context=9, layers=2, heads=4, kv_heads=2, channels=64, hidden=96)

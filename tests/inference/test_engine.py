@@ -10,7 +10,7 @@ from llmpy.inference.engine import Engine, prompt_ids, stop_ids_of
 from llmpy.inference.kv_cache import History
 from llmpy.models.gpt2 import GPT2Config
 from llmpy.tokenization.base import ByteTokenizer
-from tests.formats.conftest import make_model
+from tests.model_files import make_model
 
 CONFIG = GPT2Config(vocab_size=61, context=10, layers=2, heads=3, channels=12)
 

@@ -12,7 +12,7 @@ from llmpy.models.llama import LlamaConfig
 from llmpy.quant.types import BF16, F32, Q8_0
 from llmpy.utils import memory, system_memory
 from llmpy.utils.memory import MemoryPlan
-from tests.formats.conftest import CONFIG, LLAMA, llama_parameters, make_model
+from tests.model_files import CONFIG, LLAMA, llama_parameters, make_model
 
 WIDE = replace(LLAMA, channels=64, heads=4, kv_heads=2, hidden=96, head_size=16)
 ODD = replace(WIDE, hidden=20)  # its down projection has rows of 20 numbers

@@ -15,7 +15,7 @@ from llmpy.formats.llmc import model as llmc
 from llmpy.formats.llmc.shards import write_shard
 from llmpy.tokenization.base import ByteTokenizer
 from llmpy.tools.describe import describe, to_json
-from tests.formats.conftest import BYTES, CONFIG, make_model
+from tests.model_files import BYTES, CONFIG, make_model
 
 SIZES = {"layers": 2, "heads": 3, "channels": 12, "context": 9, "vocab_size": 61}
 

@@ -8,10 +8,10 @@ from llmpy.formats import llama2c
 from llmpy.formats.huggingface import folder as huggingface
 from llmpy.formats.tensor_map import parts
 from llmpy.tools.describe import describe
-from tests.formats.conftest import LLAMA, llama_parameters
 from tests.formats.damage import damaged, read_or_refuse
 from tests.formats.test_meta_llama import write_checkpoint, write_folder
 from tests.formats.test_pytorch_checkpoint import save, tensor
+from tests.model_files import LLAMA, llama_parameters
 from tests.tools.test_describe import assert_has
 
 SIZES = {"layers": 3, "heads": 6, "kv_heads": 2, "channels": 36, "hidden": 20, "context": 9, "vocab_size": 37}

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmpy.models.config import GPT2Config, LlamaConfig
+from llmpy.models.gpt2 import GPT2Config
+from llmpy.models.llama import LlamaConfig
 from llmpy.training.metrics import OutlierDetector, Throughput, flops_per_token
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llmpy import kernels
-from llmpy.models.config import GPT2Config
+from llmpy.models.gpt2 import GPT2Config
 from llmpy.models.parameters import Parameters, gpt2_table, initialize, total_size
 from llmpy.training.optimizer import AdamW, clip_scale
 

@@ -8,6 +8,7 @@ in the standard library, which takes a pickle apart without running it.
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,10 @@ _VALUES = {
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
 _MARK = object()
-_DAMAGE = (ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError, RecursionError, MemoryError)
+_DAMAGE = (
+    *(ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError, RecursionError, MemoryError),
+    DeprecationWarning,
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ def read_pickle(data: bytes, path: Path, calls: Calls, names: frozenset[str], pe
     names anything else or is damaged.
     """
     try:
-        return _run(data, calls, names, persistent)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # pickletools accepts text with invalid escapes
+            return _run(data, calls, names, persistent)
     except _RefusedError as refused:
         raise UserError(
             f"{path} asks for {refused}: only tensors and plain containers are read from a pickle, for it can run any"

@@ -107,7 +107,7 @@ def test_a_run_that_does_not_fit_is_told_the_largest_batch_that_does(driver):
 import json
 from dataclasses import replace
 from llmpy.errors import UserError
-from llmpy.models.config import shape_of
+from llmpy.models.presets import shape_of
 from llmpy.training.config import TrainConfig
 from llmpy.training.setup import check_memory
 config = TrainConfig(device="cuda", model="d12", batch_size=64, sequence_length=1024, precision="float32")
