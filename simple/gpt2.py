@@ -60,8 +60,8 @@ def layernorm_forward(y, norm, rstd, x, w, b):
 def layernorm_backward(dx, dw, db, dy, norm, rstd, w):
     """dy [N, C] -> dx [N, C] is accumulated (+=), dw [C] and db [C] are overwritten. dy is used up as scratch.
 
-    Changing x also moves the mean and the variance, so from the gradient of norm we subtract its mean (no gradient
-    may shift the row) and its component along norm (no gradient may stretch the row).
+    A change of x also moves the mean and the variance of the row. So two parts of the gradient have no effect and are
+    subtracted: the mean of the gradient (it would shift the row) and the part along norm (it would stretch the row).
     """
     np.einsum("nc,nc->c", dy, norm, out=dw)
     np.sum(dy, axis=0, out=db)
@@ -166,8 +166,9 @@ def residual_forward(y, x):
 
 def crossentropy_forward(logits, targets):
     """logits [N, V], targets [N] -> the mean loss: -log of the probability of each target. logits become probs."""
-    for row in logits:  # one row fits into the processor's cache, the whole array does not
-        softmax(row)
+    rows = max(1, 2**16 // logits.shape[1])  # work on as many rows as fit into the processor's cache
+    for start in range(0, len(logits), rows):
+        softmax(logits[start : start + rows])
     probs = logits[np.arange(len(targets)), targets]
     return float(-np.log(np.maximum(probs, np.finfo(np.float32).tiny)).mean())
 
@@ -217,7 +218,7 @@ def parameter_shapes(config):
 
 
 def activation_shapes(config, B, T):
-    """Shapes of the activations saved for backward, then of the activation gradients, which all layers share."""
+    """Saved activations in the order of forward, then the gradients of activations, which all layers share."""
     N, V, L, NH, C = B * T, config.V, config.L, config.NH, config.C
     # fmt: off
     return {
@@ -286,11 +287,11 @@ class GPT2:
         return a.logits
 
     def loss(self, tokens, targets):
-        """tokens, targets int [b, t] -> the mean loss in nats. Keeps what backward needs."""
+        """tokens, targets int [b, t] -> the mean loss in nats."""
         return crossentropy_forward(self.forward(tokens), targets.reshape(-1))
 
     def backward(self, targets):
-        """Call after loss(tokens, targets). Overwrites all gradients: the layers of forward, in reverse."""
+        """Overwrites all gradients: the layers of forward in reverse order. Call loss(tokens, targets) before."""
         a, p, g = self.acts, self.params, self.grads
         V, tokens = self.config.V, self.tokens
         crossentropy_backward(a.logits, targets.reshape(-1))
@@ -621,7 +622,7 @@ def read_state(path, config):
 def check(args):
     """Compares logits, loss, all gradients and ten AdamW steps with a debug state; True if everything agrees.
 
-    The ten losses are known for GPT-2 124M only. For another model, each loss must be lower than the first one.
+    The ten losses are known for GPT-2 124M only. For another model, each loss must be lower than the first loss.
     """
     config = read_config(args.model)
     tokens, targets, expected_logits, expected_loss, expected_grads = read_state(args.check, config)

@@ -8,9 +8,8 @@ import pytest
 from llmpy import Engine, Trainer, UserError
 from llmpy.formats import llama2c
 from llmpy.formats.load import load_model
-from llmpy.models.llama import LlamaConfig
+from llmpy.models.llama import Llama, LlamaConfig
 from llmpy.models.presets import is_descriptor
-from llmpy.models.llama import Llama
 from llmpy.training.metrics import flops_per_token
 from tests.kernels.numerics import relative_error
 from tests.tiny_runs import VOCABULARY, losses, tiny, trained

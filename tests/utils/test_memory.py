@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from llmpy import UserError
-from llmpy.models.gpt2 import GPT2Config
-from llmpy.models.gpt2 import GPT2
+from llmpy.models.gpt2 import GPT2, GPT2Config
 from llmpy.utils import memory, system_memory
 from llmpy.utils.memory import ALIGNMENT, MemoryPlan
 
