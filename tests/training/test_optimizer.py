@@ -5,7 +5,7 @@ import pytest
 
 from llmpy import kernels
 from llmpy.models.gpt2 import GPT2Config
-from llmpy.models.parameters import Parameters, gpt2_table, initialize, total_size
+from llmpy.models.parameters import Parameters, initialize, total_size
 from llmpy.training.optimizer import AdamW, clip_scale
 
 CONFIG = GPT2Config(vocab_size=70, context=5, layers=2, heads=1, channels=6)
@@ -17,7 +17,7 @@ def backend(request):
 
 
 def buffers():
-    table = gpt2_table(CONFIG)
+    table = CONFIG.parameter_table()
     return [Parameters(table, np.zeros(total_size(table), np.float32)) for _ in range(4)]
 
 
