@@ -102,7 +102,7 @@ def split_heads(x, B, NH, parts):
 
 
 def attention_forward(y, attn, qkv):
-    """qkv [N, 3*C] -> y [N, C]; attn [B, NH, T, T]: row t says how much position t takes from each position before."""
+    """qkv [N, 3*C] -> y [N, C]; attn [B, NH, T, T]: row t holds the weights of positions up to t."""
     B, NH, T, _ = attn.shape
     q, k, v = split_heads(qkv, B, NH, 3)
     np.matmul(q, k.swapaxes(-1, -2), out=attn)

@@ -1,8 +1,8 @@
 """Llama 2 in one file: reads a model and a tokenizer of llama2.c, and writes text, in NumPy.
 
-    python llama.py stories15M.bin                                   tells a story
-    python llama.py stories15M.bin -t 0 -i "Once upon a time"        continues a prompt with the likeliest tokens
-    python llama.py stories260K.bin -z tok512.bin -n 0 -s 42         another tokenizer, the longest text, a fixed seed
+    python llama.py stories15M.bin                              tells a story, with the tokenizer in tokenizer.bin
+    python llama.py stories15M.bin -t 0 -i "Once upon a time"   continues a prompt with the likeliest tokens
+    python llama.py stories260K.bin -z tok512.bin -s 42         another tokenizer, and a fixed seed
 
 Flags, output and random numbers are those of llama2.c's run.c: the same seed gives the same text.
 
@@ -26,13 +26,12 @@ from types import SimpleNamespace
 import numpy as np
 
 # ----------------------------------------------------------------------------------------------------------------------
-# The layers. A function writes into its first argument.
+# The layers.
 
 
-def rmsnorm(out, x, w):
-    """x [C], w [C] -> out [C] = w * x / (root of the mean of x^2) (Zhang and Sennrich 2019)"""
-    np.multiply(x, w, out=out)
-    out *= 1 / math.sqrt(np.dot(x, x) / len(x) + 1e-5)
+def rmsnorm(x, w):
+    """x [C], w [C] -> [C], x / (root of the mean of x^2) * w (Zhang and Sennrich 2019)"""
+    return x * (1 / math.sqrt(x @ x / len(x) + 1e-5)) * w
 
 
 def rope_table(T, hs):
@@ -45,42 +44,36 @@ def rope_table(T, hs):
 
 
 def rope(x, rotation):
-    """x [heads, hs] is rotated in place by rotation, complex64 [hs/2] (Su et al. 2021).
+    """x [heads, hs], rotation complex64 [hs/2] -> [heads, hs], x rotated for its position (Su et al. 2021).
 
     Channels 2i and 2i+1 are the coordinates of a point in a plane. As a complex number, the point is rotated by one
     multiplication. The score of a query and a key then depends on the distance of their positions.
     """
-    points = x.view(np.complex64)
-    points *= rotation
+    return (x.view(np.complex64) * rotation).view(np.float32)
 
 
 def softmax(x):
-    """x [..., n] -> exp(x) / sum(exp(x)) over the last axis, in place. Subtracting the maximum avoids overflow."""
-    x -= x.max(axis=-1, keepdims=True)
-    np.exp(x, out=x)
+    """x [..., n] -> exp(x) / sum(exp(x)) over the last axis. Subtracting the maximum avoids overflow."""
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
     x /= x.sum(axis=-1, keepdims=True)
+    return x
 
 
-def attention(out, q, keys, values):
-    """q [NH, hs], keys and values [positions, NKV, hs] -> out [NH, hs], the mean of values weighted by q . key.
+def attention(q, keys, values):
+    """q [NH, hs], keys and values [n, NKV, hs] of n positions -> [C], for each query head a weighted mean of values.
 
     NH/NKV query heads in a row share one key/value head (grouped-query attention, Ainslie et al. 2023).
     """
     NH, hs = q.shape
-    NKV = keys.shape[1]
-    scores = q.reshape(NKV, NH // NKV, hs) @ keys.transpose(1, 2, 0)  # [NKV, NH/NKV, positions]
-    scores *= 1 / math.sqrt(hs)
-    softmax(scores)
-    np.matmul(scores, values.transpose(1, 0, 2), out=out.reshape(NKV, NH // NKV, hs))
+    _, NKV, _ = keys.shape
+    scores = q.reshape(NKV, NH // NKV, hs) @ keys.transpose(1, 2, 0)  # [NKV, NH/NKV, n]
+    weights = softmax(scores / math.sqrt(hs))
+    return (weights @ values.transpose(1, 0, 2)).reshape(NH * hs)
 
 
 def swiglu(h1, h3):
-    """h1 [H], h3 [H] -> h1 = silu(h1) * h3 with silu(x) = x / (1 + exp(-x)) (Shazeer 2020). h3 is multiplied in."""
-    h3 *= h1
-    np.negative(h1, out=h1)
-    np.exp(h1, out=h1)
-    h1 += 1
-    np.divide(h3, h1, out=h1)
+    """h1 [H], h3 [H] -> silu(h1) * h3 [H], with silu(x) = x / (1 + exp(-x)) (Shazeer 2020)"""
+    return h1 / (1 + np.exp(-h1)) * h3
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -127,51 +120,28 @@ def weight_shapes(config, shared):
 
 
 class Llama:
-    """A model with its KV cache: the keys and values of all positions so far, which later tokens look back at."""
+    """A model with its KV cache: the keys and values of all positions so far, for the attention of later tokens."""
 
     def __init__(self, config, weights):
         self.config, self.weights = config, weights
-        C, H, hs = config.C, config.H, config.hs
-        self.keys, self.values = np.zeros((2, config.L, config.T, config.NKV, hs), np.float32)
-        self.rope_table = rope_table(config.T, hs)
-        self.x, self.norm, self.q, self.attn, self.out = np.zeros((5, C), np.float32)
-        self.h1, self.h3 = np.zeros((2, H), np.float32)
-        self.logits = np.zeros(config.V, np.float32)
+        self.keys, self.values = np.zeros((2, config.L, config.T, config.NKV, config.hs), np.float32)
+        self.rope_table = rope_table(config.T, config.hs)
 
-    @np.errstate(over="ignore", invalid="ignore")  # exp may become infinite in swiglu; generate looks at the logits
+    @np.errstate(over="ignore", invalid="ignore")  # exp may become infinite in swiglu; generate checks the logits
     def forward(self, token, pos):
-        """The token at position pos -> logits [V] for the next token. Positions 0 ... pos-1 must have gone before."""
-        w, x, norm, q, attn, out, h1, h3 = (
-            self.weights,
-            self.x,
-            self.norm,
-            self.q,
-            self.attn,
-            self.out,
-            self.h1,
-            self.h3,
-        )
-        heads, rotation = (self.config.NH, self.config.hs), self.rope_table[pos]
-        x[:] = w.token_embedding[token]
+        """The token at position pos -> logits [V] for the next token. Call for pos = 0, 1, 2, ... in this order."""
+        w, NH, NKV, hs = self.weights, self.config.NH, self.config.NKV, self.config.hs
+        rotation = self.rope_table[pos]
+        x = w.token_embedding[token].copy()  # [C], the residual stream
         for i in range(self.config.L):
-            k, v = self.keys[i, pos], self.values[i, pos]
-            rmsnorm(norm, x, w.rms_att[i])
-            np.dot(w.wq[i], norm, out=q)
-            np.dot(w.wk[i], norm, out=k.reshape(-1))
-            np.dot(w.wv[i], norm, out=v.reshape(-1))
-            rope(q.reshape(heads), rotation)
-            rope(k, rotation)
-            attention(attn.reshape(heads), q.reshape(heads), self.keys[i, : pos + 1], self.values[i, : pos + 1])
-            np.dot(w.wo[i], attn, out=out)
-            x += out
-            rmsnorm(norm, x, w.rms_ffn[i])
-            np.dot(w.w1[i], norm, out=h1)
-            np.dot(w.w3[i], norm, out=h3)
-            swiglu(h1, h3)
-            np.dot(w.w2[i], h1, out=out)
-            x += out
-        rmsnorm(norm, x, w.rms_final)
-        return np.dot(w.wcls, norm, out=self.logits)
+            norm = rmsnorm(x, w.rms_att[i])
+            q = rope((w.wq[i] @ norm).reshape(NH, hs), rotation)
+            self.keys[i, pos] = rope((w.wk[i] @ norm).reshape(NKV, hs), rotation)
+            self.values[i, pos] = (w.wv[i] @ norm).reshape(NKV, hs)
+            x += w.wo[i] @ attention(q, self.keys[i, : pos + 1], self.values[i, : pos + 1])
+            norm = rmsnorm(x, w.rms_ffn[i])
+            x += w.w2[i] @ swiglu(w.w1[i] @ norm, w.w3[i] @ norm)
+        return w.wcls @ rmsnorm(x, w.rms_final)
 
 
 def fail(what, where, todo):
@@ -317,13 +287,11 @@ def sample_topp(probs, topp, coin):
 
 
 def sample(logits, temperature, topp, coins):
-    """logits [V] -> a token. coins yields random numbers; temperature 0 takes none. logits is overwritten."""
+    """logits [V] -> a token. coins yields random numbers; temperature 0 takes none."""
     if temperature == 0:
         return int(np.argmax(logits))
-    logits /= temperature
-    softmax(logits)  # now probabilities
-    coin = next(coins)
-    return sample_topp(logits, topp, coin) if 0 < topp < 1 else sample_mult(logits, coin)
+    probs, coin = softmax(logits / temperature), next(coins)
+    return sample_topp(probs, topp, coin) if 0 < topp < 1 else sample_mult(probs, coin)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
