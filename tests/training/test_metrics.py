@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llmpy.models.gpt2 import GPT2Config
-from llmpy.models.llama import LlamaConfig
+from llmpy.models.presets import from_descriptor
 from llmpy.training.metrics import OutlierDetector, Throughput, flops_per_token
 
 
@@ -53,8 +52,8 @@ def test_throughput_is_llm_cs_mean():
 
 
 def test_the_cost_of_a_token_is_llm_cs():
-    config = GPT2Config.from_descriptor("d12")
+    config = from_descriptor("d12")
     assert flops_per_token(config, 1024) == 6 * 124_475_904 + 6 * 12 * 768 * 1024
-    tied = LlamaConfig.from_descriptor("llama:15M")
+    tied = from_descriptor("llama:15M")
     assert flops_per_token(tied, 256) == 6 * 15_191_712 + 6 * 6 * 288 * 256
     assert flops_per_token(replace(tied, tied=False), 256) == flops_per_token(tied, 256), "what is looked up is free"
