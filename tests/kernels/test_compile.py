@@ -14,16 +14,15 @@ TRAIN = """
 import sys
 import numpy as np
 from llmpy import kernels
-from llmpy.config import GPT2Config, LlamaConfig
+from llmpy.models.gpt2 import GPT2, GPT2Config
+from llmpy.models.inference_weights import StoredWeights
+from llmpy.models.llama import Llama, LlamaConfig
 from llmpy.models.registry import new_decoder
-from llmpy.models.gpt2 import GPT2
-from llmpy.models.llama import Llama
-from llmpy.optimizer import AdamW, clip_scale
-from llmpy.stored import StoredWeights
+from llmpy.training.optimizer import AdamW, clip_scale
 
 precision = sys.argv[1]
 cpu = kernels.start("cpu", precision=precision)
-from llmpy.kernels.cpu.compile import Entry, _kernels
+from llmpy.kernels.cpu.jit.compile import Entry, _kernels
 ahead = {kernel: list(kernel.dispatcher.signatures) for kernel in _kernels if not isinstance(kernel, Entry)}
 
 

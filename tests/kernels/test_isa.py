@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # rule: avx2 has vectors of its own width, numpy no product of ours in float32, and amx-emulated the matrix tiles.
 OFTEN = ("avx2", "numpy", "amx-emulated")
 NAMES = [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in isa.INSTRUCTION_SETS]
-FILES = ("linear", "attention", "bfloat16", "bfloat16_attention", "decode", "dequantize", "dots", "weights")
+FILES = ("linear", "attention", "bfloat16", "bfloat16_attention", "decode", "dequantize", "gemv", "packed_weight")
 # Of attention: every head size, grouped queries, a long sequence, queries of a text's end.
 ATTENTION = "129-2-2 or 2-65-4-1-24 or 1025 or last_tokens"
 CHOSEN = (

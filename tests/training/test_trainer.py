@@ -10,7 +10,7 @@ from llmpy import TrainConfig, Trainer, UserError
 from llmpy.data.dataloader import DataLoader
 from llmpy.formats.llmc.shards import write_shard
 from llmpy.formats.load import load_model
-from llmpy.kernels import cpu
+from llmpy.kernels import reference
 from llmpy.models.presets import is_descriptor
 from llmpy.training import checkpoint
 from llmpy.training.setup import with_absolute_paths
@@ -340,8 +340,8 @@ def test_metrics_are_json_that_others_read(data, out):
 
 
 def test_the_share_of_a_known_cards_speed_is_told_and_recorded(data, out, monkeypatch, capsys):
-    monkeypatch.setattr(cpu, "peak_flops", lambda precision: 1e10)
-    monkeypatch.setattr(cpu, "device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(reference, "peak_flops", lambda precision: 1e10)
+    monkeypatch.setattr(reference, "device_name", lambda: "NVIDIA H200")
     run = Trainer(tiny(data, steps=2), out)
     run.train()
     assert "MFU | " in capsys.readouterr().out
