@@ -4,8 +4,9 @@
     python llama.py stories15M.bin -t 0 -i "Once upon a time"   continues a prompt with the likeliest tokens
     python llama.py stories260K.bin -z tok512.bin -s 42         another tokenizer, and a fixed seed
 
-Flags, output and random numbers are those of llama2.c's run.c: the same seed gives the same text. NumPy uses all
-processors for a large matrix; on a busy machine, OPENBLAS_NUM_THREADS=1 in the environment is faster.
+Flags, output and random numbers are those of llama2.c's run.c: the same seed gives the same text, unless the rounding
+of float32 decides between two tokens. NumPy uses all processors for a large matrix; on a busy machine,
+OPENBLAS_NUM_THREADS=1 in the environment is faster.
 
 Read from top to bottom: layers, model, tokenizer, sampling, generation, command line.
 
