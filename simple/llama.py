@@ -4,7 +4,9 @@
     python llama.py stories15M.bin -t 0 -i "Once upon a time"   continues a prompt with the likeliest tokens
     python llama.py stories260K.bin -z tok512.bin -s 42         another tokenizer, and a fixed seed
 
-Flags, output and random numbers are those of llama2.c's run.c: the same seed gives the same text.
+Flags, output and random numbers are those of llama2.c's run.c: the same seed gives the same text, unless the rounding
+of float32 decides between two tokens. NumPy uses all processors for a large matrix; on a busy machine,
+OPENBLAS_NUM_THREADS=1 in the environment is faster.
 
 Read from top to bottom: layers, model, tokenizer, sampling, generation, command line.
 
@@ -55,8 +57,7 @@ def rope(x, rotation):
 def softmax(x):
     """x [..., n] -> exp(x) / sum(exp(x)) over the last axis. Subtracting the maximum avoids overflow."""
     x = np.exp(x - x.max(axis=-1, keepdims=True))
-    x /= x.sum(axis=-1, keepdims=True)
-    return x
+    return x / x.sum(axis=-1, keepdims=True)
 
 
 def attention(q, keys, values):
@@ -64,8 +65,7 @@ def attention(q, keys, values):
 
     NH/NKV query heads in a row share one key/value head (grouped-query attention, Ainslie et al. 2023).
     """
-    NH, hs = q.shape
-    _, NKV, _ = keys.shape
+    (NH, hs), NKV = q.shape, keys.shape[1]
     scores = q.reshape(NKV, NH // NKV, hs) @ keys.transpose(1, 2, 0)  # [NKV, NH/NKV, n]
     weights = softmax(scores / math.sqrt(hs))
     return (weights @ values.transpose(1, 0, 2)).reshape(NH * hs)
@@ -225,9 +225,8 @@ class Tokenizer:
             piece = piece.removeprefix(b" ")
         if byte := re.match(rb"<0x([0-9a-fA-F]{2})", piece):
             piece = bytes([int(byte[1], 16)])
-        if len(piece) == 1 and not (32 <= piece[0] < 127 or piece.isspace()):
-            piece = b""  # a control character, or part of a character
-        return piece
+        hidden = len(piece) == 1 and not (32 <= piece[0] < 127 or piece.isspace())  # part of a character, for example
+        return b"" if hidden else piece
 
 
 def read_tokenizer(path, V):
