@@ -76,7 +76,7 @@ def test_a_processor_that_is_asked_for_more_than_it_has_is_missing():
 
 def test_device_cuda_without_a_gpu_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(gpu_requirements.probe, "ask", lambda: None)
+    monkeypatch.setattr(gpu_requirements.gpu_detect, "ask", lambda: None)
     gpu_requirements.missing.cache_clear()
     status = main(["train", "--device", "cuda", "--steps", "1", "--out", str(tmp_path / "run")])
     gpu_requirements.missing.cache_clear()

@@ -130,7 +130,7 @@ def test_config_repeats_a_run_and_flags_go_over_it(data, here):
 def test_ctrl_c_saves_and_says_how_to_go_on(data, here):
     interrupt = """
 import os, signal
-from llmpy.trainer import Trainer
+from llmpy.training.trainer import Trainer
 train_step = Trainer.train_step
 def interrupted(self):
     if self.step == 6:
@@ -375,7 +375,7 @@ def test_a_disk_that_is_full_while_it_trains_keeps_the_last_checkpoint(data, her
     pytest.importorskip("resource")
     limit = """
 import resource, signal
-from llmpy.trainer import Trainer
+from llmpy.training.trainer import Trainer
 train_step = Trainer.train_step
 def limited(self):
     if self.step == 6:

@@ -1,6 +1,6 @@
 """Models in Hugging Face's form: a folder with config.json and model.safetensors, read and written.
 
-GPT-2 and the Llama family; what their config.json says is in huggingface_gpt2.py and huggingface_llama.py, the tensors'
+GPT-2 and the Llama family; what their config.json says is in gpt2.py and llama.py, the tensors'
 names are those of the tables in parameters.py. What is written here `transformers` opens as it is. No pickle is ever
 opened.
 """
