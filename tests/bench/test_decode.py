@@ -206,7 +206,7 @@ def test_pytorch_reads_the_prompt(model, tmp_path, precision):
     assert step == [theirs.argmax().item()]
 
 
-@pytest.mark.parametrize("module", ["torch_reading", "llamacpp", "train", "matmul", "attention"])
+@pytest.mark.parametrize("module", ["torch_peer.prefill", "llamacpp", "train", "matmul", "attention"])
 def test_what_runs_a_peer_loads_none_of_our_kernels(module):
     pytest.importorskip("torch")
     code = f"import sys, llmpy.bench.{module}; sys.exit('llmpy.kernels.cpu' in sys.modules)"
