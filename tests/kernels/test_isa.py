@@ -21,13 +21,13 @@ FILES = ("linear", "attention", "bfloat16", "bfloat16_attention", "decode", "deq
 ATTENTION = "129-2-2 or 2-65-4-1-24 or 1025 or last_tokens"
 CHOSEN = (
     f"cpu and (linear or {ATTENTION}) or "
-    f"bfloat16 and (linear or operands or deeper or every_float32 or {ATTENTION}) or packed_weight or "
-    "dequantize or dots or decode"
+    f"bfloat16 and (linear or operands or deeper or every_float32 or {ATTENTION}) or a_packed_weight or "
+    "dequantize or gemv or decode"
 )
 # Python for every instruction: few shapes, and bfloat16 alone.
 CHOSEN_SLOWLY = (
     "linear and bfloat16 and (plain or gelu) and (1-1-1 or 4-49-257 or 33-257-131 or 9-4099) or operands and 35-66"
-    " or bfloat16_attention and (2-65-4-1-24 or 129-2-2-40 or 1-17-49) or packed_weight"
+    " or bfloat16_attention and (2-65-4-1-24 or 129-2-2-40 or 1-17-49) or a_packed_weight"
     " or dequantize and (bfloat16 and (9-2-49 or 9-1024) or exactly)"
     " or decode and 3-Q8_0"
 )
